@@ -1,0 +1,35 @@
+"""The command line `dim-hf`: one thin module a subcommand, loaded when it is called."""
+
+import importlib
+
+import click
+
+# Subcommand → its module in this package, and the line that the help shows without importing it.
+COMMANDS = {
+    "train": "Train a model with DiM or one of its ablations.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose subcommands are imported when they run, so that help stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the subcommands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one subcommand; None where there is no such name."""
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"{__name__}.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dim-hf")
+def main() -> None:
+    """Segment medical images from few labeled and many unlabeled scans of several hospitals."""

@@ -1,0 +1,23 @@
+"""`dim-hf train`: the job of `examples/train.py` under another name."""
+
+import click
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="Example: dim-hf train --config examples/configs/demo.yaml --max_steps 200 --rho 0.02",
+)
+@click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file of fields and values.")
+@click.option("--fields", is_flag=True, help="List every field with its default and leave.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def command(config: str | None, fields: bool, overrides: tuple[str, ...]) -> None:
+    """Train a model; any field of the configuration can follow as `--field value`."""
+    from dim_hf.trainer.job import describe_fields, parse_job, run_job
+
+    if fields:
+        click.echo(describe_fields())
+        return
+    try:
+        run_job(parse_job(config, list(overrides)))
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error

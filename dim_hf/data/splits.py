@@ -1,0 +1,274 @@
+"""Which images are labeled, unlabeled, for validation and for test: one stated, sorted, seeded rule."""
+
+import hashlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import datasets
+
+from dim_hf.data.permutation import seeded_permutation
+from dim_hf.data.rows import SPLITS, is_present, require_columns
+
+
+@dataclass(frozen=True)
+class SemiSupervisedSplit:
+    """The four parts of a semi-supervised experiment.
+
+    Attributes:
+        labeled: Training images with their masks.
+        unlabeled: Training images without the `label` column.
+        validation: Images of the labeled domain with masks, to choose a checkpoint by.
+        test: Images with masks of each domain that has any, to be scored only.
+        labeled_domain: The domain of the labels.
+        seed: Seed of the draw.
+    """
+
+    labeled: datasets.Dataset
+    unlabeled: datasets.Dataset
+    validation: datasets.Dataset
+    test: dict[str, datasets.Dataset]
+    labeled_domain: str
+    seed: int
+
+    def summary(self) -> dict[str, Any]:
+        """Counts of images and patients of each part and domain, and a hash of the names, ready for JSON."""
+        return {
+            "labeled_domain": self.labeled_domain,
+            "seed": self.seed,
+            "labeled": _describe(self.labeled),
+            "unlabeled": _describe(self.unlabeled),
+            "validation": _describe(self.validation),
+            "test": {domain: _describe(rows) for domain, rows in self.test.items()},
+        }
+
+
+class _Case(NamedTuple):
+    domain: str
+    name: str
+    patient: str
+    split: str
+    has_label: bool
+    index: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The patient: two domains may use the same name."""
+        return self.domain, self.patient
+
+
+def semi_supervised_split(
+    rows: datasets.Dataset,
+    *,
+    labeled_domain: str,
+    num_labeled: int | Literal["all"] | None,
+    num_validation: int,
+    seed: int,
+    test_fraction: float = 0.2,
+    unlabeled_domains: Sequence[str] | None = None,
+) -> SemiSupervisedSplit:
+    """Split rows into labeled, unlabeled, validation and test images.
+
+    Patients of a domain are sorted by name and permuted by a key made of the seed, the purpose and the domain, so that
+    neither the order of the rows nor the other arguments have a part in it:
+
+    - Test: in a domain with rows marked "test", exactly these. Otherwise `test_fraction` of its patients (at least
+      one where there are two), drawn from those with masks that no row marks as "train" or "validation". The test
+      images depend on the rows, `seed` and `test_fraction` only. Rows without a mask are not scored.
+    - Validation: the rows of the labeled domain marked "validation", if any; otherwise whole patients from the end
+      of the permuted order, until they have at least `num_validation` images.
+    - Labeled: the first `num_labeled` images in the permuted order of patients, sorted by name within a patient. For
+      one seed, a smaller labeled set is therefore contained in a larger one.
+    - Unlabeled: every other training image of `unlabeled_domains`.
+
+    No patient is in two of training, validation and test; a labeled patient's other images may be unlabeled ones.
+
+    Args:
+        rows: Rows as a reader of this package gives them.
+        labeled_domain: Domain that the labels come from.
+        num_labeled: Number of labeled images; "all" or None labels every training image with a mask in all domains
+            (the upper bound), with the same validation and test images.
+        num_validation: Least number of validation images to draw, 0 for none.
+        seed: Seed of the draw.
+        test_fraction: Share of a domain's patients to draw for test, in [0, 1).
+        unlabeled_domains: Domains that unlabeled images come from; all by default.
+
+    Raises:
+        ValueError: If a domain is unknown, a number is out of range, there are not enough images or none for a part,
+            a name occurs twice in a domain, or the marked splits divide a patient.
+    """
+    require_columns(rows)
+    cases = _cases(rows)
+    _check_arguments(cases, labeled_domain, num_labeled, num_validation, seed, test_fraction, unlabeled_domains)
+    _check_patients(cases)
+    domains = sorted({case.domain for case in cases})
+    test_patients = {(d, p) for d in domains for p in _test_patients(_of(cases, d), d, seed, test_fraction)}
+    test = [case for case in cases if case.key in test_patients and case.has_label]
+    training = [case for case in cases if case.key not in test_patients and case.split in ("", "train")]
+    pool = _labeled_order(training, labeled_domain, seed)
+    validation = _validation(cases, pool, labeled_domain, num_validation)
+    held_out = {case.key for case in validation}
+    training, pool = ([case for case in part if case.key not in held_out] for part in (training, pool))
+    if num_labeled in ("all", None):
+        labeled = [case for case in training if case.has_label]
+    else:
+        labeled = _first(pool, num_labeled, labeled_domain, len(validation))
+    taken = {case.index for case in labeled}
+    sources = sorted(set(domains if unlabeled_domains is None else unlabeled_domains))
+    unlabeled = [case for case in training if case.index not in taken and case.domain in sources]
+    if not unlabeled and num_labeled not in ("all", None):
+        raise ValueError(
+            f"no unlabeled images are left in {sources}: lower num_labeled ({num_labeled}), num_validation "
+            f"({num_validation}) or test_fraction ({test_fraction}), add images, or use num_labeled='all'"
+        )
+    return SemiSupervisedSplit(
+        labeled=_take(rows, labeled),
+        unlabeled=_take(rows, unlabeled).remove_columns("label"),
+        validation=_take(rows, validation),
+        test={domain: _take(rows, _of(test, domain)) for domain in domains if _of(test, domain)},
+        labeled_domain=labeled_domain,
+        seed=seed,
+    )
+
+
+def _cases(rows: datasets.Dataset) -> list[_Case]:
+    texts = rows.select_columns(["domain", "name", "patient", "split"]).with_format(None)[:]
+    columns = zip(texts["domain"], texts["name"], texts["patient"], texts["split"], strict=True)
+    labels = is_present(rows, "label")
+    cases = [
+        _Case(domain, name, patient or name, split or "", bool(labels[index]), index)
+        for index, (domain, name, patient, split) in enumerate(columns)
+    ]
+    if not cases:
+        raise ValueError("there are no rows to split; check the folder or manifest that they come from")
+    cases.sort()
+    for first, second in itertools.pairwise(cases):
+        if first[:2] == second[:2]:
+            raise ValueError(
+                f"the name {first.name!r} occurs twice in domain {first.domain!r} "
+                f"(rows {first.index} and {second.index}); names must be unique within a domain: rename one"
+            )
+    for case in cases:
+        if case.split not in ("", *SPLITS):
+            raise ValueError(
+                f"row {case.index} ({case.domain}/{case.name}) has split {case.split!r}; use one of {SPLITS} or ''"
+            )
+    return cases
+
+
+def _check_arguments(
+    cases: list[_Case],
+    labeled_domain: str,
+    num_labeled: int | str | None,
+    num_validation: int,
+    seed: int,
+    test_fraction: float,
+    unlabeled_domains: Sequence[str] | None,
+) -> None:
+    domains = sorted({case.domain for case in cases})
+    if labeled_domain not in domains:
+        raise ValueError(f"labeled_domain {labeled_domain!r} is not in the data; choose from {domains}")
+    unknown = sorted(set(unlabeled_domains or ()) - set(domains))
+    if unknown:
+        raise ValueError(f"unlabeled_domains {unknown} are not in the data; choose from {domains}")
+    if num_labeled not in ("all", None) and (not isinstance(num_labeled, int) or num_labeled < 1):
+        raise ValueError(f"num_labeled must be a positive integer or 'all', got {num_labeled!r}")
+    if num_validation < 0:
+        raise ValueError(f"num_validation must be at least 0, got {num_validation}")
+    if seed < 0:
+        raise ValueError(f"seed must be a non-negative integer, got {seed}")
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction must be in [0, 1), got {test_fraction}")
+
+
+def _check_patients(cases: list[_Case]) -> None:
+    """Refuse marked splits that divide a patient; an unmarked row counts as training."""
+    parts: dict[tuple[str, str], set[str]] = {}
+    for case in cases:
+        parts.setdefault(case.key, set()).add(case.split or "train")
+    for (domain, patient), splits in parts.items():
+        if len(splits) > 1:
+            raise ValueError(
+                f"patient {patient!r} of domain {domain!r} is in {sorted(splits)} at once (an empty split counts as "
+                "train); correct the split column, or name no patients where a published split goes by image"
+            )
+
+
+def _test_patients(cases: list[_Case], domain: str, seed: int, fraction: float) -> list[str]:
+    marked = sorted({case.patient for case in cases if case.split == "test"})
+    if marked or fraction == 0:
+        return marked
+    fixed = {case.patient for case in cases if case.split}
+    patients = sorted({case.patient for case in cases if case.has_label} - fixed)
+    if len(patients) < 2:
+        return []
+    count = min(max(math.floor(fraction * len(patients) + 0.5), 1), len(patients) - 1)
+    return [patients[i] for i in seeded_permutation(len(patients), seed, "test", domain)[:count]]
+
+
+def _labeled_order(training: list[_Case], domain: str, seed: int) -> list[_Case]:
+    """The training images with a mask of `domain`, in the permuted order of their patients."""
+    pool = [case for case in _of(training, domain) if case.has_label]
+    if not pool:
+        raise ValueError(
+            f"labeled_domain {domain!r} has no training image with a mask; add masks or choose another domain"
+        )
+    patients = sorted({case.patient for case in pool})
+    rank = {patients[i]: place for place, i in enumerate(seeded_permutation(len(patients), seed, "labeled", domain))}
+    return sorted(pool, key=lambda case: (rank[case.patient], case.name))
+
+
+def _validation(cases: list[_Case], pool: list[_Case], domain: str, count: int) -> list[_Case]:
+    marked = [case for case in _of(cases, domain) if case.split == "validation" and case.has_label]
+    if marked:
+        return marked
+    if count > len(pool):
+        raise ValueError(
+            f"num_validation is {count}, but labeled_domain {domain!r} has only {len(pool)} training images with a "
+            "mask; lower num_validation"
+        )
+    chosen: set[str] = set()
+    total = 0
+    # From the end, so that validation stays the same when num_labeled changes.
+    for case in reversed(pool):
+        if case.patient in chosen:
+            total += 1
+        elif total < count:
+            chosen.add(case.patient)
+            total += 1
+        else:
+            break
+    return [case for case in pool if case.patient in chosen]
+
+
+def _first(pool: list[_Case], count: int, domain: str, num_validation: int) -> list[_Case]:
+    if count > len(pool):
+        raise ValueError(
+            f"num_labeled is {count}, but labeled_domain {domain!r} has only {len(pool)} training images with a mask "
+            f"beside {num_validation} for validation (whole patients); lower num_labeled, num_validation or "
+            "test_fraction"
+        )
+    return pool[:count]
+
+
+def _of(cases: Iterable[_Case], domain: str) -> list[_Case]:
+    return [case for case in cases if case.domain == domain]
+
+
+def _take(rows: datasets.Dataset, cases: Iterable[_Case]) -> datasets.Dataset:
+    return rows.select([case.index for case in sorted(cases)])
+
+
+def _describe(rows: datasets.Dataset) -> dict[str, Any]:
+    texts = rows.select_columns(["domain", "name", "patient"]).with_format(None)[:]
+    cases = list(zip(texts["domain"], texts["name"], texts["patient"], strict=True))
+    names = sorted(f"{domain}/{name}" for domain, name, _ in cases)
+    return {
+        "images": len(names),
+        "patients": len({(domain, patient or name) for domain, name, patient in cases}),
+        "domains": dict(sorted(Counter(texts["domain"]).items())),
+        "names_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+    }

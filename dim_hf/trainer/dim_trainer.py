@@ -1,0 +1,300 @@
+"""The Trainer of DiM: two streams of images, a teacher, and a two-pass step."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+
+from dim_hf.data.collator import TwoStreamCollator
+from dim_hf.data.datasets import TwoStreamDataset
+from dim_hf.data.sampler import TwoStreamBatchSampler
+from dim_hf.divergences import divergence_between, get_f_divergence
+from dim_hf.losses import LossTerms, consistency_loss, make_pseudo_labels, ramp_up, supervised_loss
+from dim_hf.sharpness import (
+    NonFiniteGradientError,
+    RandomState,
+    check_finite_gradient,
+    frozen_running_statistics,
+    perturbed_parameters,
+)
+from dim_hf.trainer.critic_training import CriticTraining
+from dim_hf.trainer.dim_training_args import DimTrainingArguments
+from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
+from dim_hf.trainer.views import StepInputs, ViewMaker, resize_logits
+
+
+class _StepCallback(TrainerCallback):
+    """Calls back into the trainer at the moments that `Trainer` offers no method for."""
+
+    def __init__(self, trainer: "DimTrainer") -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: DimTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # After a resume, transformers does not reach a batch sampler that is wrapped twice.
+        self.trainer.batch_sampler.set_epoch(int(state.epoch or 0))
+
+    def on_optimizer_step(
+        self, args: DimTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.finish_optimizer_step()
+
+
+class DimTrainer(TeacherStudentTrainer):
+    """Trains a semantic-segmentation model on labeled and unlabeled images with DiM.
+
+    One step: the teacher makes pseudo-labels from weak views; the student sees labeled images
+    and strong views of unlabeled ones in one forward pass; the gradient of the ascent objective
+    moves the weights to θ + ε; the gradient of the total there updates θ; the teacher follows.
+    Our reconstruction of arXiv 2411.12350; SAM is arXiv 2010.01412.
+
+    Args:
+        model: any model of transformers whose output has `logits` (N, K, *S'), at the input's
+            resolution or a lower one.
+        args: the arguments; their defaults when None.
+        labeled_dataset: map-style, items `pixel_values` (C, *S) and `labels` (*S).
+        unlabeled_dataset: map-style, items `pixel_values`; may be None where no term uses it.
+        **kwargs: `eval_dataset` (labeled datasets by domain for validation; never the test sets,
+            since the best checkpoint is chosen on them), `processing_class` (the image processor,
+            saved beside the model), `structures` (what is scored, name → class ids), and whatever
+            else `transformers.Trainer` takes.
+
+    Raises:
+        ValueError: for a missing or too small dataset, several GPUs in one process, or DeepSpeed.
+    """
+
+    args: DimTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DimTrainingArguments | None = None,
+        *,
+        labeled_dataset: Dataset,
+        unlabeled_dataset: Dataset | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else DimTrainingArguments(output_dir="dim_output")
+        _check_launch(args)
+        self.batch_sampler = _batch_sampler(args, labeled_dataset, unlabeled_dataset)
+        super().__init__(model, args, train_dataset=TwoStreamDataset(labeled_dataset, unlabeled_dataset), **kwargs)
+        self.views = ViewMaker.from_arguments(args)
+        self.critic = self._make_critic()
+        self._window: list[tuple[StepInputs, RandomState]] = []
+        self._buffers: list[Tensor] = []
+        self._abandoned = False
+        self.add_callback(_StepCallback(self))
+
+    # ---- data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of both streams; `accelerate` deals whole batches to processes."""
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batch_sampler,
+            collate_fn=TwoStreamCollator(),
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+        )
+        return self.accelerator.prepare(loader)
+
+    # ---- the two-pass step
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """First pass on each micro-batch; after the last one, the second pass on all of them.
+
+        Args:
+            model: the student, wrapped for its processes.
+            inputs: a batch of `TwoStreamCollator`.
+            num_items_in_batch: unused; the loss is a mean over images.
+
+        Returns:
+            The total loss at the unperturbed weights, its share of the step.
+        """
+        model.train()
+        if not self._buffers:
+            # Copies to return to, should this step be abandoned after the running statistics moved.
+            self._buffers = [buffer.clone() for buffer in self.model.buffers()]
+        step = self._step_inputs(self._prepare_inputs(inputs))
+        randomness = RandomState.capture(self.args.device)
+        two_pass = self._takes_two_passes()
+        loss = self._forward_backward(model, step, self.args.ascent_objective if two_pass else "total", observe=True)
+        if two_pass:
+            self._window.append((step, randomness))
+        if self.accelerator.sync_gradients:
+            self._finish_gradient(model)
+        return loss
+
+    def _takes_two_passes(self) -> bool:
+        return self.args.rho > 0 and self.state.global_step % self.args.sam_every == 0
+
+    def _finish_gradient(self, model: nn.Module) -> None:
+        window, self._window = self._window, []
+        try:
+            if window:
+                self._second_pass(model, window)
+            check_finite_gradient(self.model.parameters())
+        except NonFiniteGradientError:
+            self._abandon_step()
+
+    def _second_pass(self, model: nn.Module, window: list[tuple[StepInputs, RandomState]]) -> None:
+        """Replace the accumulated gradient by the total's gradient at the perturbed weights."""
+        perturbation = perturbed_parameters(
+            self.model.parameters(), self.args.rho, adaptive=self.args.adaptive, eta=self.args.adaptive_eta
+        )
+        with perturbation as norm, frozen_running_statistics(self.model):
+            self.meters.update({"perturbation_norm": norm})
+            for index, (step, randomness) in enumerate(window):
+                last = index == len(window) - 1
+                without_sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+                with without_sync, randomness.replayed():
+                    self._forward_backward(model, step, "total", observe=False)
+
+    def _forward_backward(self, model: nn.Module, step: StepInputs, objective: str, *, observe: bool) -> Tensor:
+        """Add the gradient of one micro-batch; returns the total loss, divided by the micro-batches of the step."""
+        with self.compute_loss_context_manager():
+            logits = model(pixel_values=step.pixel_values).logits
+        labeled_logits, unlabeled_logits = step.separate(resize_logits(logits, step.labels.shape[1:]))
+        terms = self._loss_terms(step, labeled_logits, unlabeled_logits)
+        share = 1 / self.current_gradient_accumulation_steps
+        rise = ramp_up(self.state.global_step, round(self.args.rampup_ratio * self.state.max_steps))
+        weights = (rise * self.args.consistency_weight, rise * self.args.divergence_weight)
+        self.accelerator.backward(terms.ascent(objective, *weights) * share)
+        if observe:
+            self.meters.update(terms.detached() | step.measurements(unlabeled_logits))
+            if self.critic is not None:
+                self.critic.accumulate(labeled_logits, unlabeled_logits, share)
+        return terms.total(*weights).detach() * share
+
+    def _loss_terms(self, step: StepInputs, labeled_logits: Tensor, unlabeled_logits: Tensor | None) -> LossTerms:
+        zero = labeled_logits.new_zeros(())
+        consistency = divergence = zero
+        if unlabeled_logits is not None and self.args.consistency_weight > 0:
+            consistency = consistency_loss(unlabeled_logits, step.pseudo_labels, step.pseudo_label_mask)
+        if unlabeled_logits is not None and self.args.divergence_weight > 0:
+            divergence = self._divergence(labeled_logits, unlabeled_logits)
+        return LossTerms(supervised_loss(labeled_logits, step.labels), consistency, divergence)
+
+    def _divergence(self, labeled_logits: Tensor, unlabeled_logits: Tensor) -> Tensor:
+        if self.critic is not None:
+            return self.critic.divergence(labeled_logits, unlabeled_logits)
+        grid_size = 1 if self.args.divergence_estimator == "marginal" else self.args.divergence_grid_size
+        f_divergence = get_f_divergence(self.args.f_divergence, self.args.divergence_alpha)
+        return divergence_between(labeled_logits, unlabeled_logits, f_divergence, grid_size=grid_size)
+
+    def _make_critic(self) -> CriticTraining | None:
+        if self.args.divergence_estimator != "variational" or self.args.divergence_weight == 0:
+            return None
+        return CriticTraining(
+            get_f_divergence(self.args.f_divergence, self.args.divergence_alpha),
+            self.model.config.num_labels,
+            self.args.critic_hidden_size,
+            self.args.critic_learning_rate,
+            self.args.device,
+        )
+
+    def _abandon_step(self) -> None:
+        """Leave weights, optimizer, running statistics and teacher as they were before this step."""
+        self._abandoned = True
+        self.skipped_steps += 1
+        for buffer, saved in zip(self.model.buffers(), self._buffers, strict=True):
+            buffer.copy_(saved)
+        if self.accelerator.scaler is None:
+            # Optimizers pass over a parameter without a gradient: no decay, no momentum.
+            # A gradient scaler must see the infinity instead: it skips the step and backs off.
+            self.model.zero_grad(set_to_none=True)
+
+    def finish_optimizer_step(self) -> None:
+        """After the optimizer: the teacher and the critic follow, unless the step was abandoned."""
+        stepped = not (self._abandoned or self.accelerator.optimizer_step_was_skipped)
+        if stepped:
+            self.follow_student()
+        if self.critic is not None:
+            self.critic.step(self._mean_over_processes) if stepped else self.critic.discard()
+        self._abandoned = False
+        self._buffers = []
+
+    # ---- views and the teacher's predictions
+
+    @torch.no_grad()
+    def _step_inputs(self, inputs: dict[str, Tensor]) -> StepInputs:
+        """Everything that both passes share: views, mixing boxes, pseudo-labels."""
+        return self.views.make(inputs, self._pseudo_labels)
+
+    def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
+        with self._teacher_normalisation(), self.compute_loss_context_manager():
+            logits = self.teacher(pixel_values=weak_views).logits
+        return make_pseudo_labels(resize_logits(logits, weak_views.shape[2:]), self.args.confidence_threshold)
+
+    @contextlib.contextmanager
+    def _teacher_normalisation(self) -> Iterator[None]:
+        """Running statistics, or the batch's: normalisation layers in train mode, their averages still."""
+        if self.args.teacher_statistics == "running":
+            yield
+            return
+        layers = [m for m in self.teacher.modules() if getattr(m, "track_running_stats", False)]
+        for layer in layers:
+            layer.train()
+        try:
+            with frozen_running_statistics(self.teacher):
+                yield
+        finally:
+            self.teacher.eval()
+
+    # ---- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.critic is not None and self.args.should_save:
+            self.critic.save(Path(output_dir or self.args.output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.critic is not None and checkpoint is not None:
+            self.critic.load(Path(checkpoint))
+
+
+def _check_launch(args: DimTrainingArguments) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process: start one process a GPU with "
+            "`accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES=0"
+        )
+    if args.deepspeed:
+        raise ValueError("DeepSpeed steps inside its backward pass, so a two-pass step cannot be made of it: use DDP")
+
+
+def _batch_sampler(
+    args: DimTrainingArguments, labeled: Dataset | None, unlabeled: Dataset | None
+) -> TwoStreamBatchSampler:
+    if labeled is None or len(labeled) == 0:
+        raise ValueError("no labeled images: labeled_dataset is empty")
+    if args.uses_unlabeled_images and (unlabeled is None or len(unlabeled) == 0):
+        raise ValueError(
+            "no unlabeled images, but the objective uses them: give unlabeled_dataset, "
+            "or set consistency_weight and divergence_weight to 0"
+        )
+    num_unlabeled = len(unlabeled) if args.uses_unlabeled_images else 0
+    batch_sizes = (args.labeled_batch_size, args.unlabeled_images_per_step)
+    passes = [math.ceil(n / b) for n, b in zip((len(labeled), num_unlabeled), batch_sizes, strict=True) if b]
+    # Whole steps: no epoch ends inside an accumulation window or before every process has its batch.
+    window = args.gradient_accumulation_steps * args.world_size
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    return TwoStreamBatchSampler(
+        len(labeled),
+        num_unlabeled,
+        *batch_sizes,
+        batches_per_epoch=math.ceil(max(passes) / window) * window,
+        seed=seed,
+    )

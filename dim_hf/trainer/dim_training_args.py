@@ -1,0 +1,177 @@
+"""Arguments of `DimTrainer`: every knob of the method, with its symbol and its legal values."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from dim_hf.divergences import ESTIMATORS, get_f_divergence
+from dim_hf.ema import TEACHER_BUFFERS
+from dim_hf.sharpness import ASCENT_OBJECTIVES
+
+SCORED_MODELS = ("teacher", "student")
+LABELED_VIEWS = ("weak", "strong")
+TEACHER_STATISTICS = ("running", "batch")
+STRONG_VIEWS = ("fundus", "mri")
+
+
+def _choice(default: str, legal: tuple[str, ...], text: str) -> str:
+    return field(default=default, metadata={"help": text, "choices": list(legal)})
+
+
+def _number(default: float, text: str) -> float:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DimTrainingArguments(TrainingArguments):
+    """`TrainingArguments` of transformers, and the knobs of DiM.
+
+    The objective is L = L_sup + λ_con w(t) L_con + λ_div w(t) L_div, its gradient taken at
+    θ + ε, ‖ε‖ = ρ. The formulas are our reconstruction of arXiv 2411.12350 from established
+    parts; each argument names its symbol. The six ablations of the method are settings of
+    `consistency_weight`, `divergence_weight` and `rho` (see `dim_hf.trainer.ablations`).
+
+    Arguments of transformers with other defaults here: `learning_rate` 1e-3 and `weight_decay`
+    1e-4 (a network trained from scratch), `lr_scheduler_type` "polynomial" with power 0.9 (the
+    field's decay), `logging_steps` 25, `remove_unused_columns` and
+    `ddp_find_unused_parameters` False. `per_device_train_batch_size` follows from the two batch
+    sizes and must not be given.
+
+    Raises:
+        ValueError: for any value outside its range, naming the argument, the value and the
+            legal ones.
+    """
+
+    learning_rate: float = _number(1e-3, "Initial learning rate.")
+    weight_decay: float = _number(1e-4, "Weight decay; acts on the descent step, at the unperturbed weights.")
+    lr_scheduler_type: str = field(default="polynomial", metadata={"help": "Learning-rate schedule of transformers."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default=None, metadata={"help": 'JSON arguments of the schedule; "polynomial" defaults to power 0.9.'}
+    )
+    logging_steps: float = _number(25, "Optimizer steps between two lines of the log.")
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "The two streams name no columns."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every weight has a gradient."})
+
+    labeled_batch_size: int = _number(4, "Labeled images per step and process; at least 1.")
+    unlabeled_batch_size: int = _number(
+        4, "Unlabeled images per step and process; not loaded at all where no term uses them."
+    )
+    consistency_weight: float = _number(1.0, "λ_con ≥ 0, weight of the teacher-student consistency.")
+    divergence_weight: float = _number(0.1, "λ_div ≥ 0, weight of the f-divergence between labeled and unlabeled.")
+    rampup_ratio: float = _number(
+        0.4,
+        "Share of all steps, in [0, 1], over which w(t) = exp(-5 (1 - r')²) rises to 1 (arXiv 1610.02242).",
+    )
+    f_divergence: str = field(
+        default="jensen_shannon",
+        metadata={"help": "f of D_f(P‖Q), P from the logits of labeled images, Q from unlabeled ones."},
+    )
+    divergence_alpha: float | None = field(
+        default=None, metadata={"help": 'α ∉ {0, 1} of f_divergence="alpha"; 0.5 when not given.'}
+    )
+    divergence_estimator: str = _choice(
+        "regional", ESTIMATORS, "How P and Q are estimated: mean class shares, the same per region, or by a critic."
+    )
+    divergence_grid_size: int = _number(4, "G ≥ 1, regions along each axis of the `regional` estimator.")
+    critic_hidden_size: int = _number(32, "Width of the critic T of the `variational` estimator.")
+    critic_learning_rate: float = _number(1e-3, "Learning rate of the critic's own Adam.")
+
+    rho: float = _number(0.05, "ρ ≥ 0, radius of the sharpness-aware perturbation; 0 is the plain step, bit for bit.")
+    adaptive: bool = field(default=False, metadata={"help": "ASAM (arXiv 2102.11600): ρ relative to the weights."})
+    adaptive_eta: float = _number(0.01, "η ≥ 0 of ASAM.")
+    ascent_objective: str = _choice("total", ASCENT_OBJECTIVES, "Which loss the perturbation climbs.")
+    sam_every: int = _number(1, "A sharpness-aware step each k-th step, plain steps between; k ≥ 1.")
+
+    ema_decay: float = _number(0.99, "a in [0, 1), weight of the OLD teacher in θ' ← a θ' + (1 - a) θ.")
+    teacher_buffers: str = _choice("averaged", TEACHER_BUFFERS, "Running statistics of the teacher.")
+    teacher_statistics: str = _choice(
+        "running",
+        TEACHER_STATISTICS,
+        "What the teacher normalises by while it makes pseudo-labels: its running statistics or the batch's.",
+    )
+    confidence_threshold: float = _number(0.95, "τ in [0, 1]: pseudo-labels are kept where max p ≥ τ.")
+    scored_model: str = _choice("teacher", SCORED_MODELS, "The model that is selected, scored and saved at the root.")
+
+    strong_view: str = _choice("fundus", STRONG_VIEWS, "Preset of intensity changes: colour camera or MRI scanner.")
+    labeled_view: str = _choice("strong", LABELED_VIEWS, "View of the labeled images that the student learns from.")
+    cutmix_probability: float = _number(0.5, "Share of labeled-unlabeled pairs mixed in both directions by a box.")
+    amplitude_mixing_probability: float = _number(
+        0.0, "Share of labeled images that get the low-frequency spectrum of an unlabeled one (arXiv 2004.05498)."
+    )
+    channels_last: bool = field(default=True, metadata={"help": "Memory format of the network and its input."})
+
+    def __post_init__(self) -> None:
+        """Check the method's arguments, then let transformers check its own."""
+        self._check_ranges()
+        self._check_choices()
+        if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"power": 0.9}
+        self.per_device_train_batch_size = self.labeled_batch_size + self.unlabeled_images_per_step
+        super().__post_init__()
+
+    @property
+    def uses_unlabeled_images(self) -> bool:
+        """Whether any term of the objective looks at unlabeled images; without one, nothing is mixed either."""
+        return self.consistency_weight > 0 or self.divergence_weight > 0
+
+    @property
+    def unlabeled_images_per_step(self) -> int:
+        """Unlabeled images that a step loads: none where no term uses them."""
+        return self.unlabeled_batch_size if self.uses_unlabeled_images else 0
+
+    def _check_ranges(self) -> None:
+        infinity = float("inf")
+        ranges = {
+            "labeled_batch_size": (1, infinity),
+            "unlabeled_batch_size": (1 if self.uses_unlabeled_images else 0, infinity),
+            "consistency_weight": (0, infinity),
+            "divergence_weight": (0, infinity),
+            "rampup_ratio": (0, 1),
+            "divergence_grid_size": (1, infinity),
+            "critic_hidden_size": (1, infinity),
+            "critic_learning_rate": (0, infinity),
+            "rho": (0, infinity),
+            "adaptive_eta": (0, infinity),
+            "sam_every": (1, infinity),
+            "ema_decay": (0, 1),
+            "confidence_threshold": (0, 1),
+            "cutmix_probability": (0, 1),
+            "amplitude_mixing_probability": (0, 1),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            # Written so that NaN, which compares false to everything, is refused too.
+            if not low <= value <= high or value == infinity:
+                limit = f"at least {low}" if high == infinity else f"between {low} and {high}"
+                raise ValueError(f"{name} must be {limit} and finite, got {value}")
+        if self.ema_decay == 1:
+            raise ValueError("ema_decay must be below 1: with 1 the teacher would never learn from the student")
+
+    def _check_choices(self) -> None:
+        legal = {
+            "divergence_estimator": ESTIMATORS,
+            "ascent_objective": ASCENT_OBJECTIVES,
+            "teacher_buffers": TEACHER_BUFFERS,
+            "teacher_statistics": TEACHER_STATISTICS,
+            "scored_model": SCORED_MODELS,
+            "strong_view": STRONG_VIEWS,
+            "labeled_view": LABELED_VIEWS,
+        }
+        for name, choices in legal.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        divergence = get_f_divergence(self.f_divergence, self.divergence_alpha)
+        if self.divergence_weight > 0 and self.divergence_estimator == "variational" and divergence.conjugate is None:
+            raise ValueError(
+                f"f_divergence={self.f_divergence!r} has no conjugate in closed form: "
+                'use divergence_estimator="regional" or "marginal"'
+            )
+        if self.rho > 0 and self.ascent_objective == "divergence" and self.divergence_weight == 0:
+            raise ValueError('ascent_objective="divergence" needs divergence_weight > 0 (or set rho to 0)')
+        mixes = self.cutmix_probability > 0 or self.amplitude_mixing_probability > 0
+        if mixes and self.uses_unlabeled_images and self.labeled_batch_size != self.unlabeled_batch_size:
+            raise ValueError(
+                f"mixing pairs labeled with unlabeled images, but labeled_batch_size is {self.labeled_batch_size} and "
+                f"unlabeled_batch_size {self.unlabeled_batch_size}: make them equal, or set cutmix_probability and "
+                "amplitude_mixing_probability to 0"
+            )

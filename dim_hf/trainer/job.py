@@ -1,0 +1,221 @@
+"""A training job from end to end: data, checks, split, training, test scores, files to look at."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from dim_hf.data.checks import check_rows
+from dim_hf.data.datasets import SegmentationDataset
+from dim_hf.data.folders import read_folders
+from dim_hf.data.phantoms import PHANTOMS, make_phantom
+from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
+from dim_hf.metrics.report import CaseResult, SiteTable, score_case, site_table
+from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
+from dim_hf.trainer.dim_trainer import DimTrainer
+from dim_hf.trainer.job_arguments import ALL_LABELED, PHANTOM_PREFIX, DataArguments, Job, ModelArguments
+from dim_hf.trainer.job_report import write_report
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows, and what their masks mean."""
+
+    rows: datasets.Dataset
+    id2label: dict[int, str]
+    structures: dict[str, list[int]]
+    num_channels: int
+    spatial_dims: int
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What a finished job leaves.
+
+    Attributes:
+        output_dir: folder of the run; the scored model lies at its root.
+        table: test scores by site.
+        cases: test scores by case and structure.
+        predictions: predicted label maps (N, *S) of each test domain.
+        trainer: the trainer, with the scored model loaded.
+        test: test datasets by domain.
+    """
+
+    output_dir: Path
+    table: SiteTable
+    cases: list[CaseResult]
+    predictions: dict[str, np.ndarray]
+    trainer: DimTrainer
+    test: dict[str, SegmentationDataset]
+
+
+def load_source(data: DataArguments) -> Source:
+    """Read the rows that `data.dataset` names.
+
+    Raises:
+        ValueError: for an unknown phantom, a folder in no known layout, or structures that are no JSON object.
+    """
+    if data.dataset.startswith(PHANTOM_PREFIX):
+        kind = data.dataset.removeprefix(PHANTOM_PREFIX)
+        rows = make_phantom(
+            kind, images_per_domain=data.phantom_images_per_domain, size=data.image_size, seed=data.phantom_seed
+        )
+        phantom = PHANTOMS[kind]
+        return Source(rows, phantom.id2label, phantom.structures, phantom.num_channels, phantom.spatial_dims)
+    rows = read_folders(data.dataset, patient=data.patient_pattern)
+    id2label = dict(enumerate(data.class_names))
+    structures = _parse_structures(data.structures) or {name: [i] for i, name in id2label.items() if i != 0}
+    return Source(rows, id2label, structures, data.num_channels, spatial_dims=2)
+
+
+def split_source(source: Source, data: DataArguments) -> SemiSupervisedSplit:
+    """The parts of the experiment, by the stated rule of `semi_supervised_split`."""
+    domains = list(dict.fromkeys(source.rows["domain"]))
+    return semi_supervised_split(
+        source.rows,
+        labeled_domain=data.labeled_domain or domains[0],
+        num_labeled="all" if data.num_labeled == ALL_LABELED else data.num_labeled,
+        num_validation=data.num_validation,
+        seed=data.split_seed,
+        test_fraction=data.test_fraction,
+    )
+
+
+def make_processor(source: Source, data: DataArguments) -> DimImageProcessor:
+    """The processor that brings every image to the job's size and intensities."""
+    size = {"height": data.image_size, "width": data.image_size}
+    spatial = {"do_resize": False, "spatial_dims": 3} if source.spatial_dims == 3 else {"size": size}
+    return DimImageProcessor(num_channels=source.num_channels, intensity=data.intensity, **spatial)
+
+
+def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
+    """A new U-Net, or the named model with as many classes as the data has."""
+    names = {"id2label": source.id2label, "label2id": {name: index for index, name in source.id2label.items()}}
+    if model.model_name_or_path:
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(
+            model.model_name_or_path, ignore_mismatched_sizes=True, **names
+        )
+        loaded.config.structures = source.structures
+        return loaded
+    config = DimUNetConfig(
+        num_channels=source.num_channels,
+        spatial_dims=source.spatial_dims,
+        hidden_sizes=model.hidden_sizes,
+        norm=model.norm,
+        upsample=model.upsample,
+        dropout=model.dropout,
+        structures=source.structures,
+        **names,
+    )
+    return DimUNetForSemanticSegmentation(config)
+
+
+def make_trainer(job: Job) -> tuple[DimTrainer, dict[str, SegmentationDataset], SemiSupervisedSplit]:
+    """Everything a run needs, checked: the trainer, the test sets by domain, and the split.
+
+    Raises:
+        ValueError: for any fault in data or arguments, before a step is taken.
+    """
+    source = load_source(job.data)
+    check_rows(source.rows, len(source.id2label), progress=not job.training.disable_tqdm)
+    split = split_source(source, job.data)
+    set_seed(job.training.seed)
+    model = make_model(source, job.model)
+    processor = _processor_of(job, source)
+    cache_bytes = int(job.data.cache_gigabytes * 2**30)
+
+    def processed(rows: datasets.Dataset) -> SegmentationDataset:
+        return SegmentationDataset(rows, processor, cache_bytes=cache_bytes)
+
+    validation = {split.labeled_domain: processed(split.validation)} if len(split.validation) else None
+    trainer = DimTrainer(
+        model,
+        _without_validation(job.training) if validation is None else job.training,
+        labeled_dataset=processed(split.labeled),
+        unlabeled_dataset=processed(split.unlabeled) if len(split.unlabeled) else None,
+        eval_dataset=validation,
+        processing_class=processor,
+        structures=source.structures,
+    )
+    return trainer, {domain: processed(rows) for domain, rows in split.test.items()}, split
+
+
+def run_job(job: Job) -> JobResult:
+    """Train, save the scored model, score the test sets once, write the run's tables and figures.
+
+    A run that was interrupted goes on from its last checkpoint when `resume_from_checkpoint` is set.
+
+    Raises:
+        ValueError: for any fault in data or arguments, before a step is taken.
+    """
+    trainer, test, split = make_trainer(job)
+    trainer.train(resume_from_checkpoint=_checkpoint_to_resume(job))
+    trainer.save_model()
+    predictions, cases = score_test_sets(trainer, test)
+    table = site_table(cases)
+    result = JobResult(Path(job.training.output_dir), table, cases, predictions, trainer, test)
+    if trainer.is_world_process_zero():
+        summary = {"training": trainer.training_summary(), "split": split.summary(), "job": _as_json(job)}
+        write_report(result.output_dir, summary, table, cases, trainer.state.log_history)
+    return result
+
+
+def score_test_sets(
+    trainer: DimTrainer, test: dict[str, SegmentationDataset]
+) -> tuple[dict[str, np.ndarray], list[CaseResult]]:
+    """Predict and score every test image with the scored model, at the network's resolution, in pixels."""
+    predictions: dict[str, np.ndarray] = {}
+    cases: list[CaseResult] = []
+    for domain, dataset in test.items():
+        output = trainer.predict(dataset, metric_key_prefix=f"test_{domain}")
+        predictions[domain] = output.predictions.astype(np.uint8)
+        names, patients = dataset.rows["name"], dataset.rows["patient"]
+        for index, (predicted, reference) in enumerate(zip(output.predictions, output.label_ids, strict=True)):
+            cases += score_case(
+                predicted, reference, trainer.structures, domain=domain, patient=patients[index], name=names[index]
+            )
+    return predictions, cases
+
+
+def _processor_of(job: Job, source: Source) -> Any:
+    if job.model.model_name_or_path:
+        processor = AutoImageProcessor.from_pretrained(job.model.model_name_or_path)
+        processor.size = {"height": job.data.image_size, "width": job.data.image_size}
+        return processor
+    return make_processor(source, job.data)
+
+
+def _without_validation(training: Any) -> Any:
+    """With no validation images there is nothing to select by: the last step is kept."""
+    training.eval_strategy = "no"
+    training.load_best_model_at_end = False
+    return training
+
+
+def _checkpoint_to_resume(job: Job) -> str | None:
+    wanted = job.training.resume_from_checkpoint
+    if wanted not in (True, "True", "true", "last"):
+        return wanted or None
+    folder = Path(job.training.output_dir)
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _parse_structures(text: str | None) -> dict[str, list[int]] | None:
+    if text is None:
+        return None
+    try:
+        structures = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"structures is no JSON: {error}; write it like {{\"cup\": [2]}}") from error
+    if not isinstance(structures, dict):
+        raise ValueError(f"structures must map names to class ids, got {text!r}")
+    return structures
+
+
+def _as_json(job: Job) -> dict[str, Any]:
+    return {"data": vars(job.data), "model": vars(job.model), "training": job.training.to_sanitized_dict()}

@@ -1,0 +1,225 @@
+"""A Trainer with two models: the student that learns, and the teacher that follows it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, Trainer
+
+from dim_hf.data.collator import collate
+from dim_hf.ema import ema_decay_at, make_teacher, update_teacher
+from dim_hf.losses import supervised_loss
+from dim_hf.metrics.trainer_metrics import build_compute_metrics, class_structures
+from dim_hf.trainer.dim_training_args import DimTrainingArguments
+from dim_hf.trainer.meters import Meters
+from dim_hf.trainer.views import resize_logits
+
+TEACHER_FOLDER = "teacher"
+SUMMARY_FILE = "dim_training.json"
+
+
+class TeacherStudentTrainer(Trainer):
+    """Keeps, evaluates, saves and restores a teacher beside the student of `transformers.Trainer`.
+
+    What the two learn is left to a subclass.
+
+    Args:
+        model: the student; any model of transformers whose output has `logits` (N, K, *S'), at the
+            input's resolution or a lower one.
+        args: the arguments.
+        train_dataset: passed on.
+        eval_dataset: labeled datasets by domain, or one.
+        structures: what is scored, name → class ids; `model.config.structures` or every
+            non-background class when None.
+        **kwargs: passed to `transformers.Trainer`.
+    """
+
+    args: DimTrainingArguments
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: DimTrainingArguments,
+        *,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        structures: Mapping[str, list[int]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.structures = dict(structures or class_structures(model.config))
+        if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
+            eval_dataset = {"validation": eval_dataset}
+        if args.channels_last:
+            _to_channels_last(model)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=dict(eval_dataset) if eval_dataset is not None else None,
+            data_collator=collate,
+            compute_metrics=build_compute_metrics(self.structures),
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over images: transformers must not rescale it
+        self.teacher = make_teacher(self.model)
+        self.meters = Meters()
+        self.skipped_steps = 0
+        self._evaluated: nn.Module | None = None
+
+    @property
+    def scored_model(self) -> nn.Module:
+        """The model that is selected, scored and saved: the teacher unless the arguments say otherwise."""
+        return self._model_named(self.args.scored_model)
+
+    def _model_named(self, name: str) -> nn.Module:
+        return self.teacher if name == "teacher" else self.model
+
+    def follow_student(self) -> None:
+        """Move the teacher after an optimizer step, by the decay of that step."""
+        decay = ema_decay_at(self.state.global_step, self.args.ema_decay)
+        update_teacher(self.teacher, self.model, decay, self.args.teacher_buffers)
+
+    # ---- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score teacher and student on each domain.
+
+        Args:
+            eval_dataset: labeled datasets by domain; the trainer's own when None.
+            ignore_keys: outputs to leave out, as in `transformers.Trainer`.
+            metric_key_prefix: first part of each key.
+
+        Returns:
+            `<prefix>_<domain>_<structure>_<metric>` of the scored model, `<prefix>_<domain>_student_…`
+            (or `_teacher_…`) of the other one, and `<prefix>_mean_dice`: the scored model's Dice,
+            mean over structures, then over domains, in [0, 1].
+        """
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(datasets, Mapping):
+            metrics: dict[str, float] = {}
+            for domain, dataset in datasets.items():
+                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{domain}")
+            dices = [metrics[f"{metric_key_prefix}_{domain}_dice"] for domain in datasets]
+            summary = {f"{metric_key_prefix}_mean_dice": sum(dices) / len(dices)}
+            self.log(dict(summary))
+            return metrics | summary
+        other = "student" if self.args.scored_model == "teacher" else "teacher"
+        metrics = {}
+        for name, prefix in ((other, f"{metric_key_prefix}_{other}"), (self.args.scored_model, metric_key_prefix)):
+            self._evaluated = self._model_named(name)
+            try:
+                metrics |= super().evaluate(datasets, ignore_keys, prefix)
+            finally:
+                self._evaluated = None
+        return metrics
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Predict one batch with the model under evaluation; the scored one outside `evaluate`.
+
+        Returns:
+            The supervised loss, the predicted classes (N, *S) (not the logits, which would fill the
+            memory), and the labels (N, *S); loss and labels are None for images without labels.
+        """
+        inputs = self._prepare_inputs(inputs)
+        network = self._evaluated if self._evaluated is not None else self.scored_model
+        was_training = network.training
+        network.eval()
+        with self.compute_loss_context_manager():
+            logits = network(pixel_values=inputs["pixel_values"]).logits
+        network.train(was_training)
+        labels = inputs.get("labels")
+        logits = resize_logits(logits, inputs["pixel_values"].shape[2:])
+        loss = None if labels is None else supervised_loss(logits, labels)
+        return (loss, None, None) if prediction_loss_only else (loss, logits.argmax(dim=1), labels)
+
+    # ---- log
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the steps' measurements to each training line of the log."""
+        if "learning_rate" in logs:
+            logs |= self.meters.pop(self._mean_over_processes)
+            logs["skipped_steps"] = self.skipped_steps
+        super().log(logs, start_time)
+
+    def _mean_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="mean")
+
+    # ---- saving and loading
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the scored model (called by the user), or student and teacher (for a checkpoint)."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            self._save_network(self.scored_model, folder)
+            (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n")
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def training_summary(self) -> dict[str, Any]:
+        """Which of the two models was saved, at which step, and how that step was selected."""
+        best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        return {
+            "scored_model": self.args.scored_model,
+            "selected": f"best {self.args.metric_for_best_model} on validation" if best else "last step",
+            "step": self.state.best_global_step if best else self.state.global_step,
+            "best_metric": self.state.best_metric if best else None,
+            "max_steps": self.state.max_steps,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        self._save_network(self.model, folder)
+        self._save_network(self.teacher, folder / TEACHER_FOLDER)
+
+    def _save_network(self, network: nn.Module, folder: Path) -> None:
+        self.accelerator.unwrap_model(network).save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        # As text: transformers' training_args.bin is a pickle, and nothing here reads it.
+        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._load_teacher(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_teacher(self.state.best_model_checkpoint)
+
+    def _load_teacher(self, checkpoint: str) -> None:
+        folder = Path(checkpoint) / TEACHER_FOLDER
+        if not folder.is_dir():
+            raise ValueError(f"{checkpoint} holds no {TEACHER_FOLDER}/ folder: it was not written by this trainer")
+        loaded = type(self.teacher).from_pretrained(folder, dtype=self.teacher.dtype)
+        self.teacher.load_state_dict(loaded.state_dict())
+
+
+def _to_channels_last(model: nn.Module) -> None:
+    """Convert 4D and 5D weights to channels-last; others have no such format."""
+    for parameter in model.parameters():
+        if parameter.dim() in (4, 5):
+            layout = torch.channels_last if parameter.dim() == 4 else torch.channels_last_3d
+            parameter.data = parameter.data.to(memory_format=layout)

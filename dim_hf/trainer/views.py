@@ -1,0 +1,155 @@
+"""From a batch of two streams to what the student sees: views, mixing, and pseudo-labels, drawn once a step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dim_hf.augmentations.geometry import WeakView
+from dim_hf.augmentations.intensity import FUNDUS_STRONG, MRI_STRONG, StrongView
+from dim_hf.augmentations.mixing import AmplitudeMixing, MixingBoxes, cutmix, draw_boxes, unmix
+from dim_hf.augmentations.seeds import sample_seeds
+from dim_hf.data.sampler import LABELED, UNLABELED
+from dim_hf.trainer.dim_training_args import DimTrainingArguments
+
+STRONG_VIEWS = {"fundus": FUNDUS_STRONG, "mri": MRI_STRONG}
+
+# Weak views (N, C, *S) → pseudo-labels (N, *S) and their mask (N, *S).
+PseudoLabeler = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def resize_logits(logits: Tensor, spatial_shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """Bring logits (N, K, *S') to the label maps' size (N, K, *S), in float32 at least.
+
+    Networks such as SegFormer predict at a quarter of the input's resolution; bi- or trilinear
+    interpolation of the logits, before the softmax, is how their authors train and score them.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.shape[2:] == tuple(spatial_shape):
+        return logits
+    mode = "bilinear" if len(spatial_shape) == 2 else "trilinear"
+    return F.interpolate(logits, size=tuple(spatial_shape), mode=mode, align_corners=False)
+
+
+@dataclass(frozen=True, eq=False)
+class StepInputs:
+    """What one micro-batch's forward and backward passes need, fixed for both passes of a step.
+
+    Attributes:
+        pixel_values: (N + M, C, *S), labeled then unlabeled images as the student sees them, mixed.
+        labels: (N, *S), of the labeled images, unmixed.
+        pseudo_labels: (M, *S), of the unlabeled images, unmixed; None without them.
+        pseudo_label_mask: (M, *S), where the pseudo-labels are kept.
+        boxes: of the pairs that were mixed; None where nothing was.
+    """
+
+    pixel_values: Tensor
+    labels: Tensor
+    pseudo_labels: Tensor | None = None
+    pseudo_label_mask: Tensor | None = None
+    boxes: MixingBoxes | None = None
+
+    def separate(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of the labeled and of the unlabeled images, each pixel where it came from.
+
+        Args:
+            logits: (N + M, K, *S), the output for `pixel_values`.
+
+        Returns:
+            (N, K, *S) and (M, K, *S), or None without unlabeled images.
+        """
+        count = len(self.labels)
+        labeled, unlabeled = logits[:count], logits[count:]
+        if self.boxes is None:
+            return labeled, unlabeled if self.pseudo_labels is not None else None
+        return unmix(labeled, unlabeled, self.boxes)
+
+    def measurements(self, unlabeled_logits: Tensor | None) -> dict[str, Tensor]:
+        """Shares in [0, 1] for the log: pseudo-labels kept, foreground among the kept, agreement of both networks."""
+        if unlabeled_logits is None:
+            return {}
+        kept = self.pseudo_label_mask
+        foreground = ((self.pseudo_labels > 0) & kept).sum() / kept.sum().clamp(min=1)
+        agreement = (unlabeled_logits.detach().argmax(dim=1) == self.pseudo_labels).float().mean()
+        return {
+            "kept_share": kept.float().mean(),
+            "foreground_share": foreground,
+            "teacher_student_agreement": agreement,
+        }
+
+
+@dataclass(frozen=True)
+class ViewMaker:
+    """Makes the views of a batch; every draw is a function of seed, stream and the sample's position.
+
+    Attributes:
+        weak: geometry, for all images.
+        strong: intensities, for the unlabeled images and, if asked, the labeled ones.
+        amplitude: mixing of low-frequency spectra into labeled images; its probability may be 0.
+        cutmix_probability: share of the pairs that are mixed by a box, in both directions.
+        labeled_strong: whether labeled images get a strong view, too.
+        channels_last: memory format of `pixel_values`.
+        seed: of the run.
+    """
+
+    weak: WeakView
+    strong: StrongView
+    amplitude: AmplitudeMixing
+    cutmix_probability: float
+    labeled_strong: bool
+    channels_last: bool
+    seed: int
+
+    @classmethod
+    def from_arguments(cls, args: DimTrainingArguments) -> "ViewMaker":
+        """The views that the training arguments ask for."""
+        return cls(
+            weak=WeakView(),
+            strong=STRONG_VIEWS[args.strong_view],
+            amplitude=AmplitudeMixing(probability=args.amplitude_mixing_probability),
+            cutmix_probability=args.cutmix_probability,
+            labeled_strong=args.labeled_view == "strong",
+            channels_last=args.channels_last,
+            seed=args.seed,
+        )
+
+    def make(self, batch: dict[str, Tensor], pseudo_labeler: PseudoLabeler) -> StepInputs:
+        """Views, mixing and pseudo-labels of one batch of `TwoStreamCollator`."""
+        labeled_seeds = sample_seeds(self.seed, LABELED, batch["labeled_positions"].tolist())
+        images, labels = self._weak_view(batch["labeled_pixel_values"], batch["labels"], labeled_seeds)
+        if "unlabeled_pixel_values" not in batch:
+            return StepInputs(self.arrange(self._student_view(images, labeled_seeds)), labels)
+        unlabeled_seeds = sample_seeds(self.seed, UNLABELED, batch["unlabeled_positions"].tolist())
+        unlabeled, _ = self._weak_view(batch["unlabeled_pixel_values"], None, unlabeled_seeds)
+        pseudo_labels, kept = pseudo_labeler(self.arrange(unlabeled))
+        images = self._mix_amplitudes(images, unlabeled, labeled_seeds)
+        images = self._student_view(images, labeled_seeds)
+        unlabeled = self._strong_view(unlabeled, unlabeled_seeds)
+        boxes = None
+        if self.cutmix_probability > 0:
+            boxes = draw_boxes(unlabeled_seeds, images.shape[2:], probability=self.cutmix_probability)
+            images, unlabeled = cutmix(images, unlabeled, boxes)
+        return StepInputs(self.arrange(torch.cat([images, unlabeled])), labels, pseudo_labels, kept, boxes)
+
+    def arrange(self, pixel_values: Tensor) -> Tensor:
+        """The memory format that the network runs in."""
+        if not self.channels_last:
+            return pixel_values
+        layout = torch.channels_last if pixel_values.dim() == 4 else torch.channels_last_3d
+        return pixel_values.contiguous(memory_format=layout)
+
+    def _weak_view(self, images: Tensor, masks: Tensor | None, seeds: list[int]) -> tuple[Tensor, Tensor | None]:
+        return self.weak.apply(images, masks, self.weak.draw(seeds, images.dim() - 2))
+
+    def _strong_view(self, images: Tensor, seeds: list[int]) -> Tensor:
+        return self.strong.apply(images, self.strong.draw(seeds, images.shape[1], images.dim() - 2))
+
+    def _student_view(self, images: Tensor, seeds: list[int]) -> Tensor:
+        return self._strong_view(images, seeds) if self.labeled_strong else images
+
+    def _mix_amplitudes(self, images: Tensor, others: Tensor, seeds: list[int]) -> Tensor:
+        if self.amplitude.probability == 0:
+            return images
+        return self.amplitude.apply(images, others[: len(images)], self.amplitude.draw(seeds))

@@ -1,0 +1,561 @@
+"""Laws of the f-divergences, and their estimators against direct sums."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+
+from dim_hf.divergences import (
+    F_DIVERGENCES,
+    LOG_RATIO_LIMIT,
+    PROBABILITY_FLOOR,
+    Critic,
+    alpha_divergence,
+    closed_form,
+    divergence_between,
+    divergence_between_masses,
+    get_f_divergence,
+    regional_log_probabilities,
+    regional_mass,
+    variational_lower_bound,
+)
+
+ALPHAS = (-4.0, -1.0, 0.1, 0.9, 1.5, 2.0, 5.0)
+ROWS = [*F_DIVERGENCES.values(), *(alpha_divergence(alpha) for alpha in ALPHAS)]
+IDS = [*F_DIVERGENCES, *(f"alpha={alpha}" for alpha in ALPHAS)]
+CONJUGATE_ROWS = [row for row in ROWS if row.conjugate]
+CONJUGATE_IDS = [name for name, row in zip(IDS, ROWS, strict=True) if row.conjugate]
+every_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
+every_conjugate = pytest.mark.parametrize("row", CONJUGATE_ROWS, ids=CONJUGATE_IDS)
+few_examples = settings(deadline=None, max_examples=20, derandomize=True)
+
+RATIOS = torch.logspace(-2, 2, 40, dtype=torch.float64)  # none is 1, where total variation has its kink
+ratios = st.floats(1e-3, 1e3)
+
+
+@st.composite
+def categorical_pairs(draw, min_probability=1e-3):
+    size = draw(st.integers(2, 6))
+    weights = st.lists(st.floats(min_probability, 1), min_size=size, max_size=size)
+    p, q = (torch.tensor(draw(weights), dtype=torch.float64) for _ in range(2))
+    return p / p.sum(), q / q.sum()
+
+
+def exact(row, p, q):
+    return closed_form(row, p.log(), q.log(), probability_floor=0)
+
+
+def random_logits(*shape, seed=0, scale=2.0, dtype=torch.float32):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+@every_row
+def test_generator_is_zero_at_one(row):
+    assert row.generator(torch.ones(1, dtype=torch.float64)).item() == 0
+
+
+@every_row
+@few_examples
+@given(ratios, ratios, st.floats(0, 1))
+def test_generator_is_convex(row, a, b, share):
+    f = [row.generator(torch.tensor(t, dtype=torch.float64)).item() for t in (share * a + (1 - share) * b, a, b)]
+    chord = share * f[1] + (1 - share) * f[2]
+    assert f[0] <= chord + 1e-9 * (1 + abs(chord))
+
+
+@every_row
+def test_derivative_is_that_of_the_generator(row):
+    t = RATIOS.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(row.generator(t).sum(), t)
+    torch.testing.assert_close(row.derivative(RATIOS), gradient)
+
+
+@every_conjugate
+def test_conjugate_at_the_derivative(row):
+    slope = row.derivative(RATIOS)
+    torch.testing.assert_close(row.conjugate(slope), RATIOS * slope - row.generator(RATIOS), rtol=1e-5, atol=1e-7)
+
+
+@every_conjugate
+def test_conjugate_is_the_supremum_over_the_ratios(row):
+    # The grid holds t = 0 nearly, where the supremum lies for a u below the slope there; its step is 0.2 %.
+    t = torch.cat([torch.logspace(-9, 3, 14_000, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
+    highest = min(row.conjugate_domain[1], 3.0)
+    u = torch.linspace(-5, highest - 0.05 * (1 + abs(highest)), 15, dtype=torch.float64)
+    u = u[u <= row.derivative(t[-2])]  # its supremum lies within the grid
+    assert len(u) > 8
+    supremum = (u[:, None] * t - row.generator(t)).amax(1)
+    torch.testing.assert_close(row.conjugate(u), supremum, rtol=1e-4, atol=1e-4)
+
+
+@every_conjugate
+@few_examples
+@given(ratios, st.floats(-8, 4))
+def test_fenchel_young_inequality(row, t, u):
+    t, u = (torch.tensor(x, dtype=torch.float64) for x in (t, u))
+    if u < row.conjugate_domain[1]:
+        bound = row.generator(t) + row.conjugate(u)
+        assert t * u <= bound + 1e-9 * (1 + bound.abs())
+
+
+@every_conjugate
+def test_derivative_stays_in_the_conjugates_domain(row):
+    slope = row.derivative(RATIOS)
+    assert (slope > row.conjugate_domain[0]).all()
+    assert (slope <= row.conjugate_domain[1] + 1e-12).all()
+
+
+@every_row
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_functions_keep_shape_and_dtype(row, dtype):
+    t = torch.tensor([[0.5, 2.0, 3.0]], dtype=dtype)
+    results = [row.generator(t), row.derivative(t)] + ([row.conjugate(-t)] if row.conjugate else [])
+    assert {(result.shape, result.dtype) for result in results} == {(t.shape, dtype)}
+
+
+def test_keys_are_the_names_of_the_method():
+    assert {name: row.name for name, row in F_DIVERGENCES.items()} == {
+        name: name
+        for name in "kl reverse_kl jensen_shannon pearson_chi2 neyman_chi2 squared_hellinger total_variation jeffreys "
+        "alpha".split()
+    }
+    with pytest.raises(AttributeError):
+        F_DIVERGENCES["kl"].name = "other"
+
+
+@pytest.mark.parametrize(
+    ("alpha", "name", "factor", "tolerance"),
+    [
+        (2.0, "pearson_chi2", 0.5, 1e-9),
+        (-1.0, "neyman_chi2", 0.5, 1e-9),
+        (0.5, "squared_hellinger", 2.0, 1e-9),
+        (0.011, "reverse_kl", 1.0, 0.02),
+        (0.989, "kl", 1.0, 0.02),
+    ],
+)
+@few_examples
+@given(categorical_pairs(min_probability=0.05))
+def test_alpha_divergence_meets_its_special_cases(alpha, name, factor, tolerance, pair):
+    expected = factor * exact(F_DIVERGENCES[name], *pair)
+    torch.testing.assert_close(exact(alpha_divergence(alpha), *pair), expected, rtol=tolerance, atol=1e-9)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@few_examples
+@given(categorical_pairs(min_probability=0.05))
+def test_alpha_divergence_mirrors_at_one_half(alpha, pair):
+    p, q = pair
+    torch.testing.assert_close(exact(alpha_divergence(alpha), p, q), exact(alpha_divergence(1 - alpha), q, p))
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 0.001, 0.999, -4.1, 5.1, math.nan, math.inf])
+def test_alpha_divergence_refuses(alpha):
+    with pytest.raises(ValueError, match=r"alpha must be in.*'reverse_kl'.*'kl'"):
+        alpha_divergence(alpha)
+
+
+def test_get_f_divergence():
+    assert get_f_divergence("kl") is F_DIVERGENCES["kl"]
+    assert get_f_divergence("alpha", 2.0).generator(torch.tensor(3.0)).item() == pytest.approx(2.0)
+    with pytest.raises(ValueError, match=r"unknown f_divergence 'klrev'; choose one of: kl, reverse_kl"):
+        get_f_divergence("klrev")
+    with pytest.raises(ValueError, match="not of 'kl'; leave it out"):
+        get_f_divergence("kl", alpha=0.5)
+
+
+# --- closed form ---------------------------------------------------------------------------------------------------
+
+DIRECT_SUMS = {
+    "kl": lambda p, q: np.sum(p * np.log(p / q)),
+    "reverse_kl": lambda p, q: np.sum(q * np.log(q / p)),
+    "jensen_shannon": lambda p, q: np.sum(p * np.log(2 * p / (p + q))) / 2 + np.sum(q * np.log(2 * q / (p + q))) / 2,
+    "pearson_chi2": lambda p, q: np.sum((p - q) ** 2 / q),
+    "neyman_chi2": lambda p, q: np.sum((p - q) ** 2 / p),
+    "squared_hellinger": lambda p, q: np.sum((np.sqrt(p) - np.sqrt(q)) ** 2),
+    "total_variation": lambda p, q: np.sum(np.abs(p - q)) / 2,
+    "jeffreys": lambda p, q: np.sum((p - q) * (np.log(p) - np.log(q))),
+    "alpha": lambda p, q: 4 * (1 - np.sum(np.sqrt(p * q))),
+}
+
+
+@pytest.mark.parametrize("name", F_DIVERGENCES)
+@few_examples
+@given(categorical_pairs())
+def test_closed_form_against_direct_sums(name, pair):
+    expected = DIRECT_SUMS[name](*(x.numpy() for x in pair))
+    assert exact(F_DIVERGENCES[name], *pair).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    # A thousandth is far above the floor, which then changes the result in the third digit at most.
+    floored = closed_form(F_DIVERGENCES[name], *(x.log() for x in pair)).item()
+    assert floored == pytest.approx(expected, rel=2e-2, abs=1e-9)
+
+
+@few_examples
+@given(categorical_pairs())
+def test_kl_against_torch_distributions(pair):
+    p, q = pair
+    forward, backward = (kl_divergence(Categorical(a), Categorical(b)) for a, b in ((p, q), (q, p)))
+    torch.testing.assert_close(exact(F_DIVERGENCES["kl"], p, q), forward)
+    torch.testing.assert_close(exact(F_DIVERGENCES["reverse_kl"], p, q), backward)
+    torch.testing.assert_close(exact(F_DIVERGENCES["jeffreys"], p, q), forward + backward)
+
+
+@few_examples
+@given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_kl_of_bernoullis(a, b):
+    p, q = (torch.tensor([1 - x, x], dtype=torch.float64) for x in (a, b))
+    expected = kl_divergence(*(Bernoulli(torch.tensor(x, dtype=torch.float64)) for x in (a, b)))
+    torch.testing.assert_close(exact(F_DIVERGENCES["kl"], p, q), expected, rtol=1e-6, atol=1e-12)
+
+
+@every_row
+@few_examples
+@given(categorical_pairs())
+def test_divergence_is_zero_exactly_where_both_agree(row, pair):
+    p, q = pair
+    assert exact(row, p, p).item() == 0
+    value = exact(row, p, q).item()
+    assert value > -1e-12
+    if (p - q).abs().max() > 1e-3:
+        assert value > 1e-8
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("jensen_shannon", math.log(2)), ("total_variation", 1), ("squared_hellinger", 2)]
+)
+def test_bounded_divergences_reach_their_bound_on_disjoint_supports(name, limit):
+    log_p = torch.tensor([0.0, -math.inf], dtype=torch.float64)
+    assert closed_form(F_DIVERGENCES[name], log_p, log_p.flip(0)).item() == pytest.approx(limit, abs=0.01)
+    assert closed_form(F_DIVERGENCES[name], log_p, log_p.flip(0)).item() <= limit
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("jensen_shannon", math.log(2)), ("total_variation", 1), ("squared_hellinger", 2)]
+)
+@few_examples
+@given(categorical_pairs())
+def test_bounded_divergences(name, limit, pair):
+    assert exact(F_DIVERGENCES[name], *pair).item() <= limit + 1e-12
+
+
+@pytest.mark.parametrize("name", F_DIVERGENCES)
+def test_symmetric_ones_and_only_these_are_symmetric(name):
+    p, q = (torch.tensor(x, dtype=torch.float64) for x in ([0.7, 0.2, 0.1], [0.1, 0.5, 0.4]))
+    there, back = exact(F_DIVERGENCES[name], p, q), exact(F_DIVERGENCES[name], q, p)
+    symmetric = {"jensen_shannon", "squared_hellinger", "total_variation", "jeffreys", "alpha"}
+    assert torch.isclose(there, back).item() == (name in symmetric)
+
+
+@every_row
+@few_examples
+@given(categorical_pairs())
+def test_floor_never_raises_the_divergence(row, pair):
+    floored = closed_form(row, *(x.log() for x in pair), probability_floor=0.05).item()
+    assert floored <= exact(row, *pair).item() * (1 + 1e-9) + 1e-12
+
+
+@every_row
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_logits_give_finite_values_and_gradients(row, autocast, dtype):
+    extremes = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, -60.0], [6.9, -6.9, -60.0]], dtype=dtype)
+    for p, q in ((a, b) for a in extremes for b in extremes):
+        logits = [x.view(1, 3, 1, 1).repeat(2, 1, 4, 4).requires_grad_() for x in (p, q)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = divergence_between(*logits, row, grid_size=2)
+        value.backward()
+        assert value.dtype == torch.float32
+        assert value.isfinite()
+        assert value > -1e-5
+        assert all(x.grad.isfinite().all() for x in logits)
+
+
+@every_row
+def test_float32_agrees_with_float64(row):
+    labeled, unlabeled = random_logits(2, 3, 8, 8), random_logits(3, 3, 8, 8, seed=1) + 1
+    expected = divergence_between(labeled.double(), unlabeled.double(), row, 2).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = divergence_between(labeled, unlabeled, row, 2)
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+
+
+@every_row
+def test_gradient_in_float64(row):
+    logits = [random_logits(2, 3, 2, 3, seed=seed, dtype=torch.float64).requires_grad_() for seed in (0, 1)]
+    mask = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[1, 1, 1], [0, 1, 1]]], dtype=torch.bool)
+    estimate = partial(divergence_between, f_divergence=row, grid_size=2, labeled_mask=mask)
+    assert torch.autograd.gradcheck(estimate, logits)
+
+
+def test_descent_on_the_divergence_brings_the_means_together():
+    labeled, unlabeled = random_logits(1, 2, 4, 4) + torch.tensor([2.0, 0.0]).view(2, 1, 1), torch.zeros(1, 2, 4, 4)
+    unlabeled.requires_grad_()
+    start = divergence_between(labeled, unlabeled, F_DIVERGENCES["kl"])
+    start.backward()
+    moved = unlabeled.detach() - 5 * unlabeled.grad
+    assert divergence_between(labeled, moved, F_DIVERGENCES["kl"]) < 0.9 * start
+
+
+def test_closed_form_takes_leading_axes_and_refuses_what_does_not_fit():
+    log_p, log_q = random_logits(2, 5, 3).log_softmax(-1), random_logits(2, 5, 3, seed=1).log_softmax(-1)
+    assert closed_form(F_DIVERGENCES["kl"], log_p, log_q).shape == (2, 5)
+    with pytest.raises(ValueError, match="log_p has 3 classes, log_q has 2"):
+        closed_form(F_DIVERGENCES["kl"], log_p, log_q[..., :2])
+    for floor in (-1e-3, 1 / 3, 1.0, math.nan):
+        with pytest.raises(ValueError, match=r"probability_floor must be in \[0, 1/3\)"):
+            closed_form(F_DIVERGENCES["kl"], log_p, log_q, floor)
+
+
+# --- grid ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 3, 6, 7), (2, 3, 4, 5, 7)])
+@pytest.mark.parametrize("grid_size", [1, 2, 3])
+def test_regional_mass_against_direct_sums(shape, grid_size):
+    logits = random_logits(*shape)
+    mask = torch.rand(shape[0], *shape[2:], generator=torch.Generator().manual_seed(1))
+    probabilities = (logits.double().softmax(1) * mask.double().unsqueeze(1)).numpy()
+    cells = [np.array_split(np.arange(size), grid_size) for size in shape[2:]]
+    expected = [
+        probabilities[
+            np.ix_(range(shape[0]), range(shape[1]), *(cell[i] for cell, i in zip(cells, at, strict=True)))
+        ].sum(axis=(0, *range(2, len(shape))))
+        for at in np.ndindex(*[grid_size] * len(cells))
+    ]
+    np.testing.assert_allclose(regional_mass(logits, grid_size, mask).numpy(), expected, rtol=1e-5)
+
+
+def test_a_cell_keeps_its_place():
+    # Four pixels a cell, two images; class 1 has the upper right quarter of one image.
+    logits = torch.zeros(2, 2, 4, 4)
+    logits[:, 0] = 30
+    logits[0, :, :2, 2:] = torch.tensor([0.0, 30.0]).view(2, 1, 1)
+    torch.testing.assert_close(regional_mass(logits, 2), torch.tensor([[8.0, 0], [4, 4], [8, 0], [8, 0]]))
+    log_probabilities = regional_log_probabilities(logits, 2)
+    torch.testing.assert_close(log_probabilities[1].exp(), torch.tensor([0.5, 0.5]))
+    assert log_probabilities.isfinite().all()
+
+
+def test_marginal_is_the_grid_of_one_cell():
+    labeled, unlabeled = random_logits(2, 3, 5, 6), random_logits(1, 3, 4, 4, seed=1)
+    p, q = (x.softmax(1).mean((0, 2, 3)) for x in (labeled, unlabeled))
+    expected = closed_form(F_DIVERGENCES["kl"], p.log(), q.log())
+    torch.testing.assert_close(divergence_between(labeled, unlabeled, F_DIVERGENCES["kl"]), expected)
+    torch.testing.assert_close(regional_log_probabilities(labeled, 1), p.log()[None])
+
+
+def test_regional_is_the_mean_over_the_cells_and_sees_what_marginal_does_not():
+    labeled = torch.zeros(1, 2, 4, 4)
+    labeled[:, 1, :, :2], labeled[:, 0, :, 2:] = 3.0, 3.0
+    unlabeled = labeled.flip(3)
+    kl = F_DIVERGENCES["kl"]
+    assert divergence_between(labeled, unlabeled, kl).item() == pytest.approx(0, abs=1e-6)
+    share = 1 / (1 + math.exp(-3))  # each of the four cells: KL of Bernoullis of share and 1 - share
+    expected = (2 * share - 1) * 3
+    assert divergence_between(labeled, unlabeled, kl, grid_size=2).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_masses_of_the_parts_add_up_to_that_of_the_batch():
+    parts = [random_logits(2, 3, 6, 5, seed=seed) for seed in (0, 1)]
+    masks = [random_logits(2, 6, 5, seed=seed) > 0 for seed in (2, 3)]
+    whole = regional_mass(torch.cat(parts), 2, torch.cat(masks))
+    torch.testing.assert_close(
+        sum(map(partial(regional_mass, grid_size=2), parts, mask=None), torch.zeros(4, 3))
+        if 0
+        else sum(regional_mass(x, 2, mask) for x, mask in zip(parts, masks, strict=True)),
+        whole,
+    )
+    mean = sum(regional_log_probabilities(x, 2).exp() for x in parts) / 2
+    torch.testing.assert_close(regional_log_probabilities(torch.cat(parts), 2).exp(), mean)
+
+
+def test_masked_pixels_do_not_count():
+    logits, mask = random_logits(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
+    mask[:, :, 2:] = False
+    changed = logits.clone()
+    changed[..., 2:] += random_logits(2, 3, 4, 2, seed=1)
+    torch.testing.assert_close(regional_mass(changed, 1, mask), regional_mass(logits[..., :2]))
+    for weights in (mask.float(), mask.double(), mask.long()):
+        assert torch.equal(regional_mass(changed, 1, weights), regional_mass(changed, 1, mask))
+
+
+def test_empty_cells_are_left_out():
+    row = F_DIVERGENCES["jensen_shannon"]
+    labeled = random_logits(1, 2, 4, 4).requires_grad_()
+    unlabeled = random_logits(1, 2, 4, 4, seed=1)
+    mask = torch.zeros(1, 4, 4)
+    assert divergence_between(labeled, unlabeled, row, 2, labeled_mask=mask).item() == 0
+    torch.testing.assert_close(regional_log_probabilities(labeled, 2, mask).exp(), torch.full((4, 2), 0.5))
+    mask[:, :2, :2] = 1
+    value = divergence_between(labeled, unlabeled, row, 2, labeled_mask=mask)
+    torch.testing.assert_close(value, divergence_between(labeled[..., :2, :2], unlabeled[..., :2, :2], row))
+    value.backward()
+    assert labeled.grad.isfinite().all()
+    assert (labeled.grad[..., 2:] == 0).all()
+
+
+def test_nan_is_not_taken_for_an_empty_cell():
+    logits = torch.full((1, 2, 4, 4), math.nan)
+    assert divergence_between(logits, torch.zeros(1, 2, 4, 4), F_DIVERGENCES["kl"]).isnan()
+
+
+def test_grid_refuses_what_does_not_fit():
+    logits = torch.zeros(2, 3, 4, 8)
+    for grid_size in (0, 5):
+        with pytest.raises(ValueError, match=rf"shortest side of the logits, \(4, 8\); got {grid_size}"):
+            regional_mass(logits, grid_size)
+    with pytest.raises(ValueError, match=r"mask of shape \(2, 4, 8\), got \(2, 8, 8\); resize it"):
+        regional_mass(logits, 1, torch.ones(2, 8, 8))
+    with pytest.raises(ValueError, match=r"spatial axis or more, got \(2, 3\)"):
+        regional_mass(logits[..., 0, 0])
+    with pytest.raises(ValueError, match=r"are \(1, 3\) and \(1, 2\)"):
+        divergence_between(logits, logits[:, :2], F_DIVERGENCES["kl"])
+    with pytest.raises(ValueError, match=r"are \(4, 3\) and \(8, 3\)"):
+        divergence_between_masses(regional_mass(logits, 2), torch.ones(8, 3), F_DIVERGENCES["kl"])
+
+
+# --- variational bound ---------------------------------------------------------------------------------------------
+
+COUNTS_P, COUNTS_Q = (torch.tensor(counts) for counts in ([6, 3, 3], [2, 4, 6]))  # of 12 pixels each
+P, Q = COUNTS_P.double() / 12, COUNTS_Q.double() / 12
+
+
+def pixels(counts):
+    """Logits (1, 3, 3, 4) whose pixels are nearly certain of one class each, in these numbers."""
+    classes = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    return 10 * torch.nn.functional.one_hot(classes, len(counts)).float().T.reshape(1, len(counts), 3, 4)
+
+
+def sampled(values, counts):
+    return values.repeat_interleave(counts)
+
+
+@every_conjugate
+def test_bound_is_tight_at_the_optimal_critic(row):
+    optimum = row.derivative(P / Q)
+    bound = variational_lower_bound(row, sampled(optimum, COUNTS_P), sampled(optimum, COUNTS_Q))
+    torch.testing.assert_close(bound, exact(row, P, Q))
+
+
+@every_conjugate
+@few_examples
+@given(st.lists(st.floats(-3, 3), min_size=3, max_size=3))
+def test_bound_stays_below_for_any_critic(row, outputs):
+    v = torch.tensor(outputs, dtype=torch.float64)
+    critic = (row.activation or (lambda x: row.derivative(x.exp())))(v)
+    bound = variational_lower_bound(row, sampled(critic, COUNTS_P), sampled(critic, COUNTS_Q))
+    assert bound.item() <= exact(row, P, Q).item() + 1e-9
+
+
+@every_conjugate
+@pytest.mark.parametrize("seed", range(3))
+def test_bound_stays_below_for_untrained_networks(row, seed):
+    critic = Critic(3, row, hidden_size=8, seed=seed)
+    bound = variational_lower_bound(row, critic(pixels(COUNTS_P)), critic(pixels(COUNTS_Q)))
+    assert bound.item() <= exact(row, P, Q).item() + 1e-5
+
+
+@pytest.mark.parametrize(
+    "name", ["kl", "reverse_kl", "jensen_shannon", "pearson_chi2", "neyman_chi2", "total_variation"]
+)
+def test_trained_critic_gets_near_the_closed_form(name):
+    row = F_DIVERGENCES[name]
+    critic, labeled, unlabeled = Critic(3, row, hidden_size=16), pixels(COUNTS_P), pixels(COUNTS_Q)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)
+    for _ in range(150):
+        optimizer.zero_grad()
+        bound = variational_lower_bound(row, critic(labeled), critic(unlabeled))
+        (-bound).backward()
+        optimizer.step()
+    expected = exact(row, P, Q).item()
+    assert 0.95 * expected <= bound.item() <= expected + 1e-5
+
+
+def test_student_lowers_the_bound_through_the_critic():
+    row = F_DIVERGENCES["kl"]
+    critic, labeled, unlabeled = Critic(2, row), torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4).requires_grad_()
+    labeled[:, 0] = 3
+    variational_lower_bound(row, critic(labeled), critic(unlabeled)).backward()
+    assert unlabeled.grad.abs().sum() > 0
+
+
+@every_conjugate
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_critic_stays_finite_and_in_the_domain_at_its_limits(row, sign):
+    critic = Critic(3, row)
+    torch.nn.init.constant_(critic.layers[-1].bias, sign * 50.0)
+    labeled, unlabeled = (60 * random_logits(1, 3, 4, 4, seed=seed) for seed in (0, 1))
+    labeled.requires_grad_()
+    output = critic(labeled)
+    assert output.dtype == torch.float32
+    assert (output <= row.conjugate_domain[1]).all()
+    bound = variational_lower_bound(row, output, critic(unlabeled))
+    bound.backward()
+    assert bound.isfinite()
+    assert labeled.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in critic.parameters())
+
+
+def test_critic_limits_the_log_ratio():
+    critic = Critic(2, F_DIVERGENCES["kl"])
+    torch.nn.init.constant_(critic.layers[-1].bias, 1e4)
+    assert (critic(torch.zeros(1, 2, 2, 2)) - 1).max().item() == pytest.approx(LOG_RATIO_LIMIT, rel=1e-5)
+
+
+def test_critic_is_pointwise_and_blind_to_a_shift_of_the_logits():
+    critic = Critic(3, F_DIVERGENCES["jensen_shannon"])
+    logits = random_logits(2, 3, 4, 5, 6)
+    output = critic(logits)
+    assert output.shape == (2, 4, 5, 6)
+    torch.testing.assert_close(critic(logits[:, :, 1]), output[:, 1])
+    torch.testing.assert_close(critic(logits + 7), output)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(critic(logits), output)
+
+
+def test_critic_is_seeded_without_touching_the_global_random_state():
+    state = torch.get_rng_state()
+    weights = [Critic(3, F_DIVERGENCES["kl"], seed=seed).layers[0].weight for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_marginal_divergence_never_exceeds_that_between_the_pixels():
+    # Pixels equally sure of either class on one side, undecided on the other: equal means, other distributions.
+    labeled, unlabeled = torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4)
+    labeled[:, 0, 0], labeled[:, 1, 1] = 5.0, 5.0
+    row = F_DIVERGENCES["jensen_shannon"]
+    assert divergence_between(labeled, unlabeled, row).item() == pytest.approx(0, abs=1e-6)
+    log_ratio = torch.tensor([20.0, -20.0], dtype=torch.float64)  # labeled pixels, unlabeled pixels
+    t_p, t_q = row.derivative(log_ratio.exp())
+    assert variational_lower_bound(row, t_p, t_q).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_jeffreys_has_no_variational_estimator():
+    with pytest.raises(ValueError, match=r"'jeffreys' lacks.*'kl'.*'marginal' or 'regional'"):
+        Critic(3, F_DIVERGENCES["jeffreys"])
+    with pytest.raises(ValueError, match="'jeffreys' lacks"):
+        variational_lower_bound(F_DIVERGENCES["jeffreys"], torch.zeros(2), torch.zeros(2))
+
+
+def test_variational_refuses_what_does_not_fit():
+    critic = Critic(3, F_DIVERGENCES["kl"])
+    with pytest.raises(ValueError, match=r"shape \(N, 3, \*S\), got \(1, 2, 4, 4\)"):
+        critic(torch.zeros(1, 2, 4, 4))
+    with pytest.raises(ValueError, match="a mask left none"):
+        variational_lower_bound(F_DIVERGENCES["kl"], torch.zeros(2)[:0], torch.zeros(2))
+
+
+def test_floor_is_the_least_probability():
+    log_p = torch.tensor([0.0, -math.inf])
+    # KL of (1 - ε, ε) against its mirror image, ε the floor: (1 - 2ε) log((1 - ε)/ε).
+    expected = (1 - 2 * PROBABILITY_FLOOR) * math.log((1 - PROBABILITY_FLOOR) / PROBABILITY_FLOOR)
+    assert closed_form(F_DIVERGENCES["kl"], log_p, log_p.flip(0)).item() == pytest.approx(expected, rel=1e-5)
