@@ -282,8 +282,8 @@ def divergence_between_masses(labeled_mass: Tensor, unlabeled_mass: Tensor, f_di
         shapes = f"{tuple(labeled_mass.shape)} and {tuple(unlabeled_mass.shape)}"
         raise ValueError(f"labeled and unlabeled (cells, classes) are {shapes}; both need one grid, classes and axes")
     log_p, log_q = _mass_to_log_probabilities(labeled_mass), _mass_to_log_probabilities(unlabeled_mass)
-    # "!= 0" rather than "> 0": a nan has to reach the loss, not to be taken for an empty cell.
-    filled = (labeled_mass.sum(-1) != 0) & (unlabeled_mass.sum(-1) != 0)
+    filled = (labeled_mass.sum(-1) > 0) & (unlabeled_mass.sum(-1) > 0)
+    # A product, not a selection: nan in the logits stays nan in the loss.
     return (closed_form(f_divergence, log_p, log_q) * filled).sum() / filled.sum().clamp_min(1)
 
 

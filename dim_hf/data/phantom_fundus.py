@@ -46,21 +46,21 @@ class Camera:
 CAMERAS: dict[str, Camera] = {
     "camera_a": Camera(),
     "camera_b": Camera(
-        gain=(1.02, 0.72, 0.60), gamma=1.25, saturation=1.1, blur=0.006, noise=0.015, falloff=0.5, cup_contrast=0.8
+        gain=(1.03, 0.90, 0.82), gamma=1.05, saturation=1.05, blur=0.006, noise=0.015, falloff=0.4, cup_contrast=0.9
     ),
     "camera_c": Camera(
-        gain=(0.92, 1.12, 1.15), gamma=0.85, haze=0.22, blur=0.010, noise=0.008, tilt=0.12, cup_contrast=0.85
+        gain=(0.96, 1.04, 1.08), gamma=0.94, haze=0.11, blur=0.009, noise=0.008, tilt=0.10, cup_contrast=0.9
     ),
     "camera_d": Camera(
-        gain=(0.84, 1.0, 1.35),
-        saturation=0.8,
-        blur=0.008,
-        noise=0.035,
-        falloff=0.45,
-        tilt=0.2,
+        gain=(0.92, 1.0, 1.15),
+        saturation=0.82,
+        blur=0.007,
+        noise=0.030,
+        falloff=0.4,
+        tilt=0.15,
         cup_contrast=0.9,
-        rim_contrast=0.85,
-        blocks=0.05,
+        rim_contrast=0.92,
+        blocks=0.04,
     ),
 }
 
@@ -316,7 +316,7 @@ def _expose(generator: np.random.Generator, image: Array, axis: Array, camera: C
     image = gaussian_filter(image * light[..., None], (blur, blur, 0), mode="nearest")
     grey = (image @ np.full(3, 1 / 3, dtype=np.float32))[..., None]
     image = grey + camera.saturation * (image - grey)
-    gain = (np.array(camera.gain) * draw(0.96, 1.04, 3) * draw(0.94, 1.06)).astype(np.float32)
+    gain = (np.array(camera.gain) * draw(0.94, 1.06, 3) * draw(0.88, 1.10)).astype(np.float32)
     image = np.clip(image * gain, 0, None) ** np.float32(camera.gamma * draw(0.95, 1.05))
     # Scattered light is a wide blur of the scene itself, lifted towards white.
     haze = camera.haze * draw(0.7, 1.3)

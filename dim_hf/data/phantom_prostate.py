@@ -51,11 +51,11 @@ class Scanner:
 
 SCANNERS: dict[str, Scanner] = {
     "scanner_a": Scanner(),
-    "scanner_b": Scanner(fov_mm=146.0, coil=1.6, endorectal=True, bias=0.08, noise=0.03),
+    "scanner_b": Scanner(fov_mm=150.0, coil=1.35, endorectal=True, bias=0.08, noise=0.03),
     "scanner_c": Scanner(fov_mm=174.0, blur_mm=1.4, noise=0.07, zonal_contrast=0.7, gamma=0.9),
-    "scanner_d": Scanner(fov_mm=164.0, gamma=1.5, fat=0.55, bias=0.15, noise=0.03),
-    "scanner_e": Scanner(fov_mm=184.0, gamma=0.65, bias=0.2, coil=0.5, zonal_contrast=0.8, noise=0.025),
-    "scanner_f": Scanner(fov_mm=176.0, gland=0.75, fat=0.8, blur_mm=1.0, bias=0.12, noise=0.045, gamma=1.2),
+    "scanner_d": Scanner(fov_mm=164.0, gamma=1.35, fat=0.66, bias=0.12, noise=0.03),
+    "scanner_e": Scanner(fov_mm=180.0, gamma=0.73, bias=0.15, coil=0.45, zonal_contrast=0.8, noise=0.025),
+    "scanner_f": Scanner(fov_mm=172.0, gland=0.75, fat=0.85, blur_mm=1.0, bias=0.12, noise=0.045, gamma=1.15),
 }
 
 

@@ -178,8 +178,8 @@ def _check_amounts(
             raise ValueError(f"{name} is {share}; use a share of the patients in [0, 1)")
     if test_fraction + validation_fraction >= 1:
         raise ValueError(
-            f"test_fraction {test_fraction} and validation_fraction {validation_fraction} leave no patient to train on; "
-            "their sum must be below 1"
+            f"test_fraction {test_fraction} and validation_fraction {validation_fraction} leave no patient to train "
+            "on; their sum must be below 1"
         )
 
 

@@ -227,7 +227,7 @@ def _render(header: Sequence[str], lines: Sequence[Sequence[str]], style: str, l
         return "\n".join([head, rule, *body])
     rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
     head, *body = ["| " + " | ".join(line) + " |" for line in aligned]
-    return "\n".join([head, "|-" + "-|-".join(rule) + "-|", *body])
+    return "\n".join([head, "| " + " | ".join(rule) + " |", *body])
 
 
 def _caption(table: SiteTable) -> str:
@@ -246,8 +246,8 @@ def format_table(table: SiteTable, style: str = "markdown") -> str:
         style: "markdown" or "text".
 
     Returns:
-        Lines with a caption that states the unit and the empty policy. A column "Undefined" stands where cases were left
-        out of the means of distances; "–" is a mean of nothing.
+        Lines with a caption that states the unit and the empty policy. A column "Undefined" counts the cases left out
+        of the means of distances, if there are any; "–" is a mean of nothing.
 
     Raises:
         ValueError: for an unknown style.

@@ -9,7 +9,7 @@ Definitions, those of `medpy.metric.binary` (`hd95`, `hd`, `asd`, `assd`), whose
   outside the image counts as background, so that a mask cut by the image's edge has a border there.
 - d(a, B) is the distance from the centre of border pixel a to the nearest centre of a border pixel of B.
 - `hd95` is the 95th percentile of d over both directions *pooled*. surface-distance and MONAI take the percentile in
-  each direction and then the larger one: equal or larger values where the directions differ.
+  each direction and then the larger one, which as a rule is larger.
 - `asd` is directed: the mean of d from the prediction's border to the reference's. `assd` is the mean over both
   directions pooled, which is not the mean of the two directed means.
 - `nsd` counts border pixels, each with weight one, as MONAI does by default. surface-distance (arXiv 1809.04430)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dim_hf.metrics.report import score_case
+from dim_hf.metrics.cases import default_structures, score_case
 
 LOGGED_METRICS = ("dice", "jaccard", "hd95", "asd")
 
@@ -26,7 +26,7 @@ def class_structures(config: Any) -> dict[str, list[int]]:
     structures = getattr(config, "structures", None)
     if structures:
         return {name: list(classes) for name, classes in structures.items()}
-    return {name: [int(index)] for index, name in config.id2label.items() if int(index) != 0}
+    return default_structures(config.id2label)
 
 
 def build_compute_metrics(structures: Mapping[str, list[int]]) -> Callable[[Any], dict[str, float]]:

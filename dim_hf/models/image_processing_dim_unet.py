@@ -39,9 +39,10 @@ class DimImageProcessorKwargs(ImagesKwargs, total=False):
 class DimImageProcessor(PilBackend):
     """Turns images and label maps into tensors for `DimUNetForSemanticSegmentation`, and its logits into label maps.
 
-    An image is a PIL image, an array or a tensor, with or without a channel axis (first or last; where both fit,
-    first), or a list of these, or a batch with a leading axis. Volumes (`spatial_dims=3`) are arrays or tensors
-    (D, H, W), (C, D, H, W) or (D, H, W, C). Steps, all in float32, so that 16-bit and float images keep their depth:
+    An image is a PIL image, an array or a tensor, with or without a channel axis (first or last; where both could be,
+    the one of length `num_channels`, else the first), or a list of these, or a batch with a leading axis. Volumes
+    (`spatial_dims=3`) are arrays or tensors (D, H, W), (C, D, H, W) or (D, H, W, C). Steps, all in float32, so that
+    16-bit and float images keep their depth:
 
     1. Channels: grey is repeated, colour becomes BT.601 luma, alpha is dropped, palettes are resolved. Images that
        already have `num_channels` channels are left alone.
@@ -284,16 +285,15 @@ def _channels_first(
         return array[None]
     known = {1, 2, 3, 4, num_channels}
     if array.ndim == dims + 1:
-        data_format = getattr(data_format, "value", data_format)
-        if data_format is None and array.shape[0] in known:
-            data_format = "channels_first"
-        if data_format is None and array.shape[-1] in known:
-            data_format = "channels_last"
+        ends = {"channels_first": array.shape[0], "channels_last": array.shape[-1]}
+        exact = [end for end, length in ends.items() if length == num_channels]
+        likely = [end for end, length in ends.items() if length in known]
+        data_format = getattr(data_format, "value", data_format) or next(iter(exact + likely), None)
         if data_format is not None:
             return array if data_format == "channels_first" else np.moveaxis(array, -1, 0)
     raise ValueError(
-        f"{name} must have {dims} spatial axes and, first or last, one channel axis of length {sorted(known)} at most, "
-        f"got the shape {array.shape}; pass several images as a list, and volumes with spatial_dims=3."
+        f"{name} must have {dims} spatial axes and, first or last, at most a channel axis of length {sorted(known)}; "
+        f"it has the shape {array.shape}; pass several images as a list, and volumes with spatial_dims=3."
     )
 
 

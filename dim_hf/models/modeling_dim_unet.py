@@ -72,18 +72,32 @@ _BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 _OTHER_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm)
 
 
+_Switches = list[tuple[bool, dict[str, Tensor | None]]]
+
+
+def _switches(norms: list[nn.Module]) -> _Switches:
+    """Of each batch norm, whether it moves its running statistics, and these."""
+    return [(norm.track_running_stats, dict(norm._buffers)) for norm in norms]
+
+
 @contextmanager
-def _frozen_running_statistics(module: nn.Module) -> Iterator[None]:
-    """Normalise by the batch as in training, but leave the running statistics alone."""
-    norms = [norm for norm in module.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
-    before = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+def _replayed_statistics(norms: list[nn.Module], first: _Switches) -> Iterator[None]:
+    """Repeat a training forward pass of batch norms exactly, except that their running statistics stay as they are.
+
+    The statistics move on copies. Switching them off instead would save fewer tensors for the backward pass than the
+    first call did, which checkpointing takes for an error; for the same reason the switches of the `first` call come
+    back, since a caller may have frozen or freed the statistics between the two.
+    """
+    before = _switches(norms)
+    for norm, (tracked, buffers) in zip(norms, first, strict=True):
+        norm.track_running_stats = tracked
+        norm._buffers.update({name: None if old is None else old.clone() for name, old in buffers.items()})
     try:
         yield
     finally:
-        for norm, value in zip(norms, before, strict=True):
-            norm.track_running_stats = value
+        for norm, (tracked, buffers) in zip(norms, before, strict=True):
+            norm.track_running_stats = tracked
+            norm._buffers.update(buffers)
 
 
 class _Recomputable:
@@ -94,13 +108,14 @@ class _Recomputable:
 
     def __init__(self, block: "DimUNetBlock") -> None:
         self.block = block
-        self.calls = 0
+        self.norms = [norm for norm in (block.norm1, block.norm2) if hasattr(norm, "track_running_stats")]
+        self.first: _Switches | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == 1:
+        if self.first is None:
+            self.first = _switches(self.norms)
             return self.block.compute(hidden)
-        with _frozen_running_statistics(self.block):
+        with _replayed_statistics(self.norms, self.first):
             return self.block.compute(hidden)
 
 

@@ -14,11 +14,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
 from dim_hf.data.sampler import TwoStreamBatchSampler
-from dim_hf.divergences import divergence_between, get_f_divergence
+from dim_hf.divergences import get_f_divergence
 from dim_hf.losses import LossTerms, consistency_loss, make_pseudo_labels, ramp_up, supervised_loss
 from dim_hf.sharpness import (
     NonFiniteGradientError,
-    RandomState,
     check_finite_gradient,
     frozen_running_statistics,
     perturbed_parameters,
@@ -27,6 +26,7 @@ from dim_hf.trainer.critic_training import CriticTraining
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
 from dim_hf.trainer.views import StepInputs, ViewMaker, resize_logits
+from dim_hf.trainer.window import ClosedFormDivergence, Logits, MicroBatch, Window
 
 
 class _StepCallback(TrainerCallback):
@@ -83,11 +83,14 @@ class DimTrainer(TeacherStudentTrainer):
     ) -> None:
         args = args if args is not None else DimTrainingArguments(output_dir="dim_output")
         _check_launch(args)
+        if getattr(model.config, "deep_supervision", False):
+            raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
         self.batch_sampler = _batch_sampler(args, labeled_dataset, unlabeled_dataset)
         super().__init__(model, args, train_dataset=TwoStreamDataset(labeled_dataset, unlabeled_dataset), **kwargs)
-        self.views = ViewMaker.from_arguments(args)
-        self.critic = self._make_critic()
-        self._window: list[tuple[StepInputs, RandomState]] = []
+        self.views = ViewMaker.from_arguments(args, getattr(model.config, "num_channels", 3))
+        self.critic, self.closed_form = self._make_divergence()
+        self._batches: list[dict[str, Tensor]] = []
+        self._window = Window()
         self._buffers: list[Tensor] = []
         self._abandoned = False
         self.add_callback(_StepCallback(self))
@@ -107,102 +110,126 @@ class DimTrainer(TeacherStudentTrainer):
         )
         return self.accelerator.prepare(loader)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        """Keep the step's micro-batches: both passes go over all of them."""
+        self._batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self._batches, num_items_in_batch
+
     # ---- the two-pass step
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """First pass on each micro-batch; after the last one, the second pass on all of them.
+        """First pass on one micro-batch; after the step's last one, the second pass on all of them.
 
         Args:
             model: the student, wrapped for its processes.
-            inputs: a batch of `TwoStreamCollator`.
+            inputs: the next batch of those that `get_batch_samples` gave.
             num_items_in_batch: unused; the loss is a mean over images.
 
         Returns:
             The total loss at the unperturbed weights, its share of the step.
         """
         model.train()
-        if not self._buffers:
-            # Copies to return to, should this step be abandoned after the running statistics moved.
-            self._buffers = [buffer.clone() for buffer in self.model.buffers()]
-        step = self._step_inputs(self._prepare_inputs(inputs))
-        randomness = RandomState.capture(self.args.device)
+        if self._window.exhausted:
+            self._open_window()
         two_pass = self._takes_two_passes()
-        loss = self._forward_backward(model, step, self.args.ascent_objective if two_pass else "total", observe=True)
-        if two_pass:
-            self._window.append((step, randomness))
-        if self.accelerator.sync_gradients:
-            self._finish_gradient(model)
+        objective = self.args.ascent_objective if two_pass else "total"
+        loss = self._forward_backward(model, self._window.next(), objective, observe=True)
+        if self._window.exhausted:
+            self._finish_gradient(model, two_pass)
         return loss
 
     def _takes_two_passes(self) -> bool:
         return self.args.rho > 0 and self.state.global_step % self.args.sam_every == 0
 
-    def _finish_gradient(self, model: nn.Module) -> None:
-        window, self._window = self._window, []
+    def _open_window(self) -> None:
+        # Copies to return to, should this step be abandoned after the running statistics moved.
+        self._buffers = [buffer.clone() for buffer in self.model.buffers()]
+        self._window = Window([MicroBatch(self._step_inputs(self._prepare_inputs(b))) for b in self._batches])
+        self._share_masses()
+
+    def _finish_gradient(self, model: nn.Module, two_pass: bool) -> None:
         try:
-            if window:
-                self._second_pass(model, window)
+            if two_pass:
+                self._second_pass(model)
             check_finite_gradient(self.model.parameters())
         except NonFiniteGradientError:
             self._abandon_step()
 
-    def _second_pass(self, model: nn.Module, window: list[tuple[StepInputs, RandomState]]) -> None:
+    def _second_pass(self, model: nn.Module) -> None:
         """Replace the accumulated gradient by the total's gradient at the perturbed weights."""
         perturbation = perturbed_parameters(
             self.model.parameters(), self.args.rho, adaptive=self.args.adaptive, eta=self.args.adaptive_eta
         )
         with perturbation as norm, frozen_running_statistics(self.model):
             self.meters.update({"perturbation_norm": norm})
-            for index, (step, randomness) in enumerate(window):
-                last = index == len(window) - 1
-                without_sync = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
-                with without_sync, randomness.replayed():
-                    self._forward_backward(model, step, "total", observe=False)
+            self._share_masses()
+            micro_batches = self._window.micro_batches
+            for micro_batch in micro_batches:
+                last = micro_batch is micro_batches[-1]
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                    self._forward_backward(model, micro_batch, "total", observe=False)
 
-    def _forward_backward(self, model: nn.Module, step: StepInputs, objective: str, *, observe: bool) -> Tensor:
+    def _forward_backward(self, model: nn.Module, batch: MicroBatch, objective: str, *, observe: bool) -> Tensor:
         """Add the gradient of one micro-batch; returns the total loss, divided by the micro-batches of the step."""
-        with self.compute_loss_context_manager():
-            logits = model(pixel_values=step.pixel_values).logits
-        labeled_logits, unlabeled_logits = step.separate(resize_logits(logits, step.labels.shape[1:]))
-        terms = self._loss_terms(step, labeled_logits, unlabeled_logits)
-        share = 1 / self.current_gradient_accumulation_steps
+        logits = self._forward(model, batch)
+        terms = self._loss_terms(batch, logits)
+        share = 1 / len(self._window.micro_batches)
         rise = ramp_up(self.state.global_step, round(self.args.rampup_ratio * self.state.max_steps))
         weights = (rise * self.args.consistency_weight, rise * self.args.divergence_weight)
         self.accelerator.backward(terms.ascent(objective, *weights) * share)
         if observe:
-            self.meters.update(terms.detached() | step.measurements(unlabeled_logits))
+            self.meters.update(terms.detached() | batch.inputs.measurements(logits[1]))
             if self.critic is not None:
-                self.critic.accumulate(labeled_logits, unlabeled_logits, share)
+                self.critic.accumulate(*logits, share)
         return terms.total(*weights).detach() * share
 
-    def _loss_terms(self, step: StepInputs, labeled_logits: Tensor, unlabeled_logits: Tensor | None) -> LossTerms:
-        zero = labeled_logits.new_zeros(())
-        consistency = divergence = zero
-        if unlabeled_logits is not None and self.args.consistency_weight > 0:
-            consistency = consistency_loss(unlabeled_logits, step.pseudo_labels, step.pseudo_label_mask)
-        if unlabeled_logits is not None and self.args.divergence_weight > 0:
-            divergence = self._divergence(labeled_logits, unlabeled_logits)
-        return LossTerms(supervised_loss(labeled_logits, step.labels), consistency, divergence)
+    def _forward(self, model: nn.Module, batch: MicroBatch) -> Logits:
+        inputs = batch.inputs
+        with batch.drawing(self.args.device), self.compute_loss_context_manager():
+            logits = model(pixel_values=inputs.pixel_values.to(self.model.dtype)).logits
+        return inputs.separate(resize_logits(logits, inputs.labels.shape[1:]))
 
-    def _divergence(self, labeled_logits: Tensor, unlabeled_logits: Tensor) -> Tensor:
+    def _loss_terms(self, batch: MicroBatch, logits: Logits) -> LossTerms:
+        labeled, unlabeled = logits
+        consistency = divergence = labeled.new_zeros(())
+        if unlabeled is not None and self.args.consistency_weight > 0:
+            consistency = consistency_loss(unlabeled, batch.inputs.pseudo_labels, batch.inputs.pseudo_label_mask)
         if self.critic is not None:
-            return self.critic.divergence(labeled_logits, unlabeled_logits)
-        grid_size = 1 if self.args.divergence_estimator == "marginal" else self.args.divergence_grid_size
-        f_divergence = get_f_divergence(self.args.f_divergence, self.args.divergence_alpha)
-        return divergence_between(labeled_logits, unlabeled_logits, f_divergence, grid_size=grid_size)
+            divergence = self.critic.divergence(labeled, unlabeled)
+        elif self.closed_form is not None:
+            parts = len(self._window.micro_batches) * self.args.world_size
+            divergence = self.closed_form.value(logits, batch.rest, parts)
+        return LossTerms(supervised_loss(labeled, batch.inputs.labels), consistency, divergence)
 
-    def _make_critic(self) -> CriticTraining | None:
-        if self.args.divergence_estimator != "variational" or self.args.divergence_weight == 0:
-            return None
-        return CriticTraining(
-            get_f_divergence(self.args.f_divergence, self.args.divergence_alpha),
-            self.model.config.num_labels,
-            self.args.critic_hidden_size,
-            self.args.critic_learning_rate,
-            self.args.device,
-        )
+    def _make_divergence(self) -> tuple[CriticTraining | None, ClosedFormDivergence | None]:
+        """The estimator that the arguments ask for; neither where the term is off."""
+        args = self.args
+        if args.divergence_weight == 0:
+            return None, None
+        f_divergence = get_f_divergence(args.f_divergence, args.divergence_alpha)
+        if args.divergence_estimator != "variational":
+            grid_size = 1 if args.divergence_estimator == "marginal" else args.divergence_grid_size
+            return None, ClosedFormDivergence(f_divergence, grid_size)
+        sizes = (self.model.config.num_labels, args.critic_hidden_size)
+        return CriticTraining(f_divergence, *sizes, args.critic_learning_rate, args.device), None
+
+    @torch.no_grad()
+    def _share_masses(self) -> None:
+        """Where several micro-batches or processes make one step, let each know the class masses of the others.
+
+        This costs a forward pass without gradient for each micro-batch and pass; one batch on one
+        process needs none.
+        """
+        if self.closed_form is None or len(self._window.micro_batches) * self.args.world_size == 1:
+            return
+        self.model.train()
+        with frozen_running_statistics(self.model):
+            masses = [self.closed_form.masses(self._forward(self.model, b)) for b in self._window.micro_batches]
+        self._window.set_rests(masses, lambda total: self.accelerator.reduce(total, reduction="sum"))
 
     def _abandon_step(self) -> None:
         """Leave weights, optimizer, running statistics and teacher as they were before this step."""
@@ -234,7 +261,7 @@ class DimTrainer(TeacherStudentTrainer):
 
     def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
         with self._teacher_normalisation(), self.compute_loss_context_manager():
-            logits = self.teacher(pixel_values=weak_views).logits
+            logits = self.teacher(pixel_values=weak_views.to(self.model.dtype)).logits
         return make_pseudo_labels(resize_logits(logits, weak_views.shape[2:]), self.args.confidence_threshold)
 
     @contextlib.contextmanager

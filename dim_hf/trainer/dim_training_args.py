@@ -11,7 +11,7 @@ from dim_hf.sharpness import ASCENT_OBJECTIVES
 SCORED_MODELS = ("teacher", "student")
 LABELED_VIEWS = ("weak", "strong")
 TEACHER_STATISTICS = ("running", "batch")
-STRONG_VIEWS = ("fundus", "mri")
+STRONG_VIEWS = ("auto", "color", "mri")
 
 
 def _choice(default: str, legal: tuple[str, ...], text: str) -> str:
@@ -92,7 +92,11 @@ class DimTrainingArguments(TrainingArguments):
     confidence_threshold: float = _number(0.95, "τ in [0, 1]: pseudo-labels are kept where max p ≥ τ.")
     scored_model: str = _choice("teacher", SCORED_MODELS, "The model that is selected, scored and saved at the root.")
 
-    strong_view: str = _choice("fundus", STRONG_VIEWS, "Preset of intensity changes: colour camera or MRI scanner.")
+    strong_view: str = _choice(
+        "auto",
+        STRONG_VIEWS,
+        "Preset of intensity changes: `color` (cameras), `mri` (scanners), or by channels.",
+    )
     labeled_view: str = _choice("strong", LABELED_VIEWS, "View of the labeled images that the student learns from.")
     cutmix_probability: float = _number(0.5, "Share of labeled-unlabeled pairs mixed in both directions by a box.")
     amplitude_mixing_probability: float = _number(

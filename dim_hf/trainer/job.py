@@ -1,12 +1,15 @@
 """A training job from end to end: data, checks, split, training, test scores, files to look at."""
 
 import json
+import math
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -15,7 +18,8 @@ from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.folders import read_folders
 from dim_hf.data.phantoms import PHANTOMS, make_phantom
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
-from dim_hf.metrics.report import CaseResult, SiteTable, score_case, site_table
+from dim_hf.metrics.cases import CaseResult, score_case
+from dim_hf.metrics.report import SiteTable, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import ALL_LABELED, PHANTOM_PREFIX, DataArguments, Job, ModelArguments
@@ -154,13 +158,18 @@ def run_job(job: Job) -> JobResult:
         ValueError: for any fault in data or arguments, before a step is taken.
     """
     trainer, test, split = make_trainer(job)
-    trainer.train(resume_from_checkpoint=_checkpoint_to_resume(job))
+    trained = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(job))
     trainer.save_model()
     predictions, cases = score_test_sets(trainer, test)
     table = site_table(cases)
     result = JobResult(Path(job.training.output_dir), table, cases, predictions, trainer, test)
     if trainer.is_world_process_zero():
-        summary = {"training": trainer.training_summary(), "split": split.summary(), "job": _as_json(job)}
+        summary = {
+            "training": trainer.training_summary(),
+            "cost": _cost(trained.metrics, trainer),
+            "split": split.summary(),
+            "job": _as_json(job),
+        }
         write_report(result.output_dir, summary, table, cases, trainer.state.log_history)
     return result
 
@@ -211,10 +220,23 @@ def _parse_structures(text: str | None) -> dict[str, list[int]] | None:
     try:
         structures = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"structures is no JSON: {error}; write it like {{\"cup\": [2]}}") from error
+        raise ValueError(f'structures is no JSON: {error}; write it like {{"cup": [2]}}') from error
     if not isinstance(structures, dict):
         raise ValueError(f"structures must map names to class ids, got {text!r}")
     return structures
+
+
+def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float]:
+    """Seconds a step and images a second over the whole training (validation included), peak memory in GiB."""
+    images = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    rate = metrics["train_steps_per_second"]
+    on_gpu = trainer.args.device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds_per_step": 1 / rate if rate else math.nan,
+        "images_per_second": rate * images * trainer.args.world_size,
+        "peak_memory_gib": peak / 2**30,
+    }
 
 
 def _as_json(job: Job) -> dict[str, Any]:

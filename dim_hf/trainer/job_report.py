@@ -7,8 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dim_hf.metrics.report import CaseResult, SiteTable, format_table, write_csv
+from dim_hf.metrics.cases import CaseResult
+from dim_hf.metrics.report import SiteTable, format_table, write_cases_csv, write_table_csv
 
+RESULTS_FILE = "results.json"
 PACKAGES = ("dim-hf", "torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
 
@@ -26,13 +28,15 @@ def write_report(
     cases: Sequence[CaseResult],
     log_history: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Write `results.json`, `cases.csv`, `table.md` and `curves.png` into the run's folder."""
+    """Write `cases.csv`, `sites.csv`, `table.md`, `curves.png` and, last, `results.json` into the run's folder.
+
+    A folder that holds `results.json` is complete.
+    """
     from dim_hf.metrics.figures import curves
 
-    rows = [{"domain": row.domain, "structure": row.structure, "cases": row.cases, "missed": row.missed,
-             "spurious": row.spurious, **row.means} for row in table.rows]  # fmt: skip
-    results = {"sites": rows, "unit": table.unit, "empty_policy": table.empty_policy, "environment": environment()}
-    (folder / "results.json").write_text(json.dumps({**summary, **results}, indent=2, default=str) + "\n")
-    write_csv(cases, folder / "cases.csv")
-    (folder / "table.md").write_text(format_table(table, markdown=True) + "\n")
+    write_cases_csv(cases, folder / "cases.csv")
+    write_table_csv(table, folder / "sites.csv")
+    (folder / "table.md").write_text(format_table(table) + "\n")
     curves(list(log_history), folder / "curves.png")
+    results = {**summary, "environment": environment()}
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2, default=str) + "\n")

@@ -141,7 +141,7 @@ class TeacherStudentTrainer(Trainer):
         was_training = network.training
         network.eval()
         with self.compute_loss_context_manager():
-            logits = network(pixel_values=inputs["pixel_values"]).logits
+            logits = network(pixel_values=inputs["pixel_values"].to(self.model.dtype)).logits
         network.train(was_training)
         labels = inputs.get("labels")
         logits = resize_logits(logits, inputs["pixel_values"].shape[2:])

@@ -14,7 +14,8 @@ from dim_hf.augmentations.seeds import sample_seeds
 from dim_hf.data.sampler import LABELED, UNLABELED
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
-STRONG_VIEWS = {"fundus": FUNDUS_STRONG, "mri": MRI_STRONG}
+_STRONG_VIEWS = {"color": FUNDUS_STRONG, "mri": MRI_STRONG}
+_COLOR_CHANNELS = 3
 
 # Weak views (N, C, *S) → pseudo-labels (N, *S) and their mask (N, *S).
 PseudoLabeler = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -103,11 +104,22 @@ class ViewMaker:
     seed: int
 
     @classmethod
-    def from_arguments(cls, args: DimTrainingArguments) -> "ViewMaker":
-        """The views that the training arguments ask for."""
+    def from_arguments(cls, args: DimTrainingArguments, num_channels: int) -> "ViewMaker":
+        """The views that the training arguments ask for.
+
+        Raises:
+            ValueError: for the color preset on images without colors.
+        """
+        preset = args.strong_view
+        if preset == "auto":
+            preset = "color" if num_channels == _COLOR_CHANNELS else "mri"
+        if preset == "color" and num_channels != _COLOR_CHANNELS:
+            raise ValueError(
+                f'strong_view="color" needs images of 3 channels, the model takes {num_channels}: use "mri"'
+            )
         return cls(
             weak=WeakView(),
-            strong=STRONG_VIEWS[args.strong_view],
+            strong=_STRONG_VIEWS[preset],
             amplitude=AmplitudeMixing(probability=args.amplitude_mixing_probability),
             cutmix_probability=args.cutmix_probability,
             labeled_strong=args.labeled_view == "strong",

@@ -1,0 +1,105 @@
+"""The micro-batches of one optimizer step, kept so that both passes see the same."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dim_hf.divergences import FDivergence, divergence_between_masses, regional_mass
+from dim_hf.sharpness import RandomState
+from dim_hf.trainer.views import StepInputs
+
+# Logits of one micro-batch: labeled (N, K, *S), unlabeled (M, K, *S) or None.
+Logits = tuple[Tensor, Tensor | None]
+
+
+@dataclass
+class MicroBatch:
+    """One micro-batch of a step.
+
+    Attributes:
+        inputs: what its forward passes need.
+        randomness: what its first forward pass draws dropout from; the later ones draw the same.
+        rest: class masses (2, cells, classes) of all other micro-batches and processes of the step
+            at the present weights, where there are any.
+    """
+
+    inputs: StepInputs
+    randomness: RandomState | None = None
+    rest: Tensor | None = None
+
+    @contextmanager
+    def drawing(self, device: torch.device) -> Iterator[None]:
+        """Draw dropout masks once; replay them in every later forward pass."""
+        replay = self.randomness is not None
+        if not replay:
+            self.randomness = RandomState.capture(device)
+        with self.randomness.replayed() if replay else nullcontext():
+            yield
+
+
+@dataclass(frozen=True)
+class ClosedFormDivergence:
+    """D_f between the mean class probabilities of the WHOLE step's labeled and unlabeled images.
+
+    A divergence of means is not a mean of divergences: micro-batches and processes each see a part,
+    and averaging their divergences would be another objective than that of one large batch. The
+    masses add up, however. So D is taken of the sum of all masses, of which only the micro-batch's
+    own carry a gradient; those gradients add up to the gradient of the large batch.
+
+    Attributes:
+        f_divergence: which divergence.
+        grid_size: G, regions along each axis; 1 is the `marginal` estimator.
+    """
+
+    f_divergence: FDivergence
+    grid_size: int
+
+    def masses(self, logits: Logits) -> Tensor:
+        """Class masses of one micro-batch, (2, cells, classes): labeled, unlabeled."""
+        labeled, unlabeled = logits
+        return torch.stack([regional_mass(labeled, self.grid_size), regional_mass(unlabeled, self.grid_size)])
+
+    def value(self, logits: Logits, rest: Tensor | None, parts: int) -> Tensor:
+        """D of the whole step, with this micro-batch's part of the gradient.
+
+        Args:
+            logits: of this micro-batch.
+            rest: masses of all others at the same weights, or None where there is no other.
+            parts: micro-batches times processes, by which the gradient will be divided later.
+        """
+        masses = self.masses(logits)
+        if rest is not None:
+            masses = masses.detach() + rest + parts * (masses - masses.detach())
+        return divergence_between_masses(masses[0], masses[1], self.f_divergence)
+
+
+@dataclass
+class Window:
+    """The micro-batches of one optimizer step on this process.
+
+    Attributes:
+        micro_batches: in the order of their forward passes.
+        taken: how many have had their first pass.
+    """
+
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+    taken: int = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a new window is due."""
+        return self.taken == len(self.micro_batches)
+
+    def next(self) -> MicroBatch:
+        """The micro-batch whose first pass is due."""
+        self.taken += 1
+        return self.micro_batches[self.taken - 1]
+
+    def set_rests(self, masses: Sequence[Tensor], sum_over_processes: Callable[[Tensor], Tensor]) -> None:
+        """Tell each micro-batch the masses of all others, from those of each."""
+        total = sum_over_processes(torch.stack(list(masses)).sum(0))
+        for micro_batch, own in zip(self.micro_batches, masses, strict=True):
+            micro_batch.rest = total - own
