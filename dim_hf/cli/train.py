@@ -12,7 +12,8 @@ import click
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def command(config: str | None, fields: bool, overrides: tuple[str, ...]) -> None:
     """Train a model; any field of the configuration can follow as `--field value`."""
-    from dim_hf.trainer.job import describe_fields, parse_job, run_job
+    from dim_hf.trainer.job import run_job
+    from dim_hf.trainer.job_arguments import describe_fields, parse_job
 
     if fields:
         click.echo(describe_fields())

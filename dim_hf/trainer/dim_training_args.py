@@ -78,7 +78,7 @@ class DimTrainingArguments(TrainingArguments):
 
     rho: float = _number(0.05, "ρ ≥ 0, radius of the sharpness-aware perturbation; 0 is the plain step, bit for bit.")
     adaptive: bool = field(default=False, metadata={"help": "ASAM (arXiv 2102.11600): ρ relative to the weights."})
-    adaptive_eta: float = _number(0.01, "η ≥ 0 of ASAM.")
+    adaptive_eta: float = _number(0.01, "η ≥ 0 of ASAM: lets weights near zero move.")
     ascent_objective: str = _choice("total", ASCENT_OBJECTIVES, "Which loss the perturbation climbs.")
     sam_every: int = _number(1, "A sharpness-aware step each k-th step, plain steps between; k ≥ 1.")
 

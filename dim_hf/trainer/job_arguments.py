@@ -1,6 +1,7 @@
 """What a training job is made of, and how a YAML file and command-line fields become one."""
 
 import json
+from argparse import ArgumentError
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -21,7 +22,7 @@ class DataArguments:
 
     dataset: str = field(
         default="phantom:fundus",
-        metadata={"help": "`phantom:fundus`, `phantom:prostate`, `phantom:prostate3d`, or a folder with one folder "
+        metadata={"help": "`phantom:fundus`, `phantom:prostate`, `phantom:prostate_3d`, or a folder with one folder "
                   "a domain: `<domain>/{images,masks}/` or `<domain>/{train,test}/{image,mask}/`."},
     )  # fmt: skip
     labeled_domain: str | None = field(
@@ -156,9 +157,12 @@ def _parse(words: Sequence[str], origin: str | Path | None = None) -> Job:
     for word in words:
         if word.startswith("--") and word[2:].split("=")[0].removeprefix("no_") not in known:
             raise ValueError(f"unknown field {word!r}: `dim-hf train --fields` lists the fields")
-    *parts, remaining = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
+    where = f" ({origin})" if origin else ""
+    try:
+        *parts, remaining = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
+    except ArgumentError as error:
+        raise ValueError(f"{error}{where}") from error
     if remaining:
-        where = f" ({origin})" if origin else ""
         raise ValueError(f"cannot read {' '.join(remaining)!r}{where}: fields are written `--field value`")
     return Job(*parts)
 

@@ -1,0 +1,195 @@
+"""Jobs: configuration files, overrides, phantoms and folders, comparison of settings, the command line."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+from dim_hf.cli import main
+from dim_hf.metrics.report import read_cases_csv
+from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
+from dim_hf.trainer.comparison import SETTINGS, format_summary, run_settings, setting_job, summarize
+from dim_hf.trainer.job import run_job
+from dim_hf.trainer.job_arguments import config_words, describe_fields, parse_job
+
+TINY = {
+    "dataset": "phantom:prostate",
+    "phantom_images_per_domain": 16,
+    "num_labeled": 4,
+    "num_validation": 2,
+    "image_size": 32,
+    "hidden_sizes": [8, 16],
+    "max_steps": 2,
+    "eval_steps": 1,
+    "save_steps": 1,
+    "labeled_batch_size": 2,
+    "unlabeled_batch_size": 2,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
+
+def write_config(folder, **changes):
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(TINY | changes))
+    return path
+
+
+def write_site(root, domain, count, size=32, value=1, shift=0):
+    """A folder-a-domain site of grey images with a square in each."""
+    generator = np.random.default_rng(len(domain))
+    for folder in ("images", "masks"):
+        (root / domain / folder).mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        mask = np.zeros((size, size), np.uint8)
+        top, left = generator.integers(2, size // 2, 2)
+        mask[top : top + 10, left : left + 10] = value
+        image = generator.integers(20, 60, mask.shape) + 120 * (mask > 0) + shift
+        Image.fromarray(image.astype(np.uint8)).save(root / domain / "images" / f"case{index:02d}.png")
+        Image.fromarray(mask).save(root / domain / "masks" / f"case{index:02d}.png")
+
+
+def test_configuration_is_overridden_by_the_command_line(tmp_path):
+    job = parse_job(write_config(tmp_path), ["--max_steps", "7", "--rho", "0.5", "--hidden_sizes", "8", "8", "8"])
+    assert (job.training.max_steps, job.training.rho, job.model.hidden_sizes) == (7, 0.5, [8, 8, 8])
+    assert job.data.dataset == "phantom:prostate"
+
+
+@pytest.mark.parametrize("name", ["demo", "nuclei", "fundus", "prostate"])
+def test_shipped_configurations_parse(name):
+    job = parse_job(f"examples/configs/{name}.yaml", ["--use_cpu", "True"])
+    assert job.training.max_steps >= 100
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("max_steps: 3\nmax_stepz: 4\n", [], "unknown field '--max_stepz'"),
+        ("- a\n- b\n", [], "must hold `field: value` lines"),
+        ("a: [\n", [], "cannot read the configuration"),
+        ("max_steps: 3\n", ["--rho", "-1"], "rho must be at least 0"),
+        ("max_steps: 3\n", ["--f_divergence", "cauchy"], "jensen_shannon"),
+        ("max_steps: many\n", [], "max_steps"),
+        ("divergence_estimator: kernel\n", [], "divergence_estimator"),
+    ],
+)
+def test_bad_configurations_are_refused_by_name(tmp_path, text, words, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_job(path, words)
+
+
+def test_fields_are_listed_with_their_meaning():
+    text = describe_fields()
+    assert "--rho (default" in text
+    assert "--num_labeled (default 20)" in text
+
+
+def test_job_leaves_model_scores_and_figures(tmp_path):
+    result = run_job(parse_job(write_config(tmp_path), ["--output_dir", str(tmp_path / "run")]))
+    folder = tmp_path / "run"
+    assert list(map(str, read_cases_csv(folder / "cases.csv"))) == list(map(str, result.cases))  # NaN is not NaN
+    results = json.loads((folder / "results.json").read_text())
+    assert results["training"]["scored_model"] == "teacher"
+    assert results["training"]["selected"] == "best mean_dice on validation"
+    assert results["split"]["labeled"]["images"] == 4
+    assert results["cost"]["seconds_per_step"] > 0
+    assert len(result.table.domains) == 6
+    assert Image.open(folder / "curves.png").size[0] > 100
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
+    assert model.config.structures == {"gland": [1]}
+    assert AutoImageProcessor.from_pretrained(folder).num_channels == 1
+
+
+def test_job_reads_folders_and_trains_on_all_labels(tmp_path):
+    for domain in ("site_a", "site_b"):
+        write_site(tmp_path / "data", domain, 10)
+    changes = {"dataset": str(tmp_path / "data"), "num_channels": 1, "class_names": ["background", "square"]}
+    words = ["--output_dir", str(tmp_path / "run"), "--num_labeled", "-1", "--consistency_weight", "0"]
+    result = run_job(parse_job(write_config(tmp_path, **changes), [*words, "--divergence_weight", "0", "--rho", "0"]))
+    assert result.table.domains == ["site_a", "site_b"]
+    split = json.loads((tmp_path / "run" / "results.json").read_text())["split"]
+    assert set(split["labeled"]["domains"]) == {"site_a", "site_b"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda site: (site / "images" / "case03.png").write_bytes(b"no image"), r"case03\.png"),
+        (lambda site: Image.new("L", (40, 32)).save(site / "masks" / "case03.png"), "case03"),
+        (lambda site: Image.new("L", (32, 32), 7).save(site / "masks" / "case03.png"), "7"),
+        (lambda site: Image.new("F", (32, 32), float("nan")).save(site / "images" / "case03.tif"), "case03"),
+    ],
+    ids=["unreadable", "size", "label", "nan"],
+)
+def test_faulty_files_are_named_before_training(tmp_path, spoil, message):
+    for domain in ("site_a", "site_b"):
+        write_site(tmp_path / "data", domain, 10)
+    spoil(tmp_path / "data" / "site_a")
+    changes = {"dataset": str(tmp_path / "data"), "num_channels": 1}
+    with pytest.raises(ValueError, match=message):
+        run_job(parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")]))
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_too_few_images_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_labeled"):
+        run_job(parse_job(write_config(tmp_path, num_labeled=500), ["--output_dir", str(tmp_path / "run")]))
+    with pytest.raises(ValueError, match="scanner_a"):
+        run_job(parse_job(write_config(tmp_path, labeled_domain="scanner_z"), ["--output_dir", str(tmp_path)]))
+
+
+def test_ablations_turn_parts_off():
+    assert list(ABLATIONS) == [
+        "supervised",
+        "supervised-sam",
+        "teacher-student",
+        "teacher-student-divergence",
+        "teacher-student-sam",
+        "dim",
+    ]
+    assert ablation_overrides("supervised") == {"consistency_weight": 0.0, "divergence_weight": 0.0, "rho": 0.0}
+    assert ablation_overrides("dim") == {}
+    with pytest.raises(ValueError, match="unknown ablation"):
+        ablation_overrides("fixmatch")
+
+
+def test_settings_differ_in_the_method_only(tmp_path):
+    words = config_words(write_config(tmp_path))
+    jobs = {setting: setting_job(words, setting, 3, tmp_path / setting) for setting in SETTINGS}
+    for setting, job in jobs.items():
+        assert job.training.max_steps == 2
+        assert job.training.seed == 3
+        assert job.training.per_device_train_batch_size == 4  # as many images a step, whatever they are
+        assert (job.data.num_labeled == -1) == (setting == "upper-bound")
+    assert jobs["dim"].training.rho > 0
+    assert jobs["supervised-sam"].training.rho > 0
+    with pytest.raises(ValueError, match="unknown setting"):
+        setting_job(words, "bcp", 0, tmp_path)
+
+
+def test_finished_runs_are_read_back_and_other_jobs_refused(tmp_path):
+    words = config_words(write_config(tmp_path))
+    outcomes = run_settings(words, ["supervised", "dim"], [0, 1], tmp_path / "runs")
+    stamp = (tmp_path / "runs" / "dim" / "seed1" / "cases.csv").stat().st_mtime_ns
+    again = run_settings(words, ["supervised", "dim"], [0, 1], tmp_path / "runs")
+    assert (tmp_path / "runs" / "dim" / "seed1" / "cases.csv").stat().st_mtime_ns == stamp
+    assert [str(o.cases) for o in again] == [str(o.cases) for o in outcomes]
+    means = [o.table.row().means["dice"] for o in outcomes if o.setting == "dim"]
+    mean, sd = summarize(outcomes)["dim"]["mean of sites"]
+    assert mean == pytest.approx(np.mean(means))
+    assert sd == pytest.approx(np.std(means, ddof=1))
+    assert "| supervised |" in format_summary(outcomes)
+    with pytest.raises(ValueError, match="max_steps=2"):
+        run_settings([*words, "--max_steps", "3"], ["dim"], [0], tmp_path / "runs")
+
+
+def test_command_line_reports_errors_without_a_traceback(tmp_path):
+    result = CliRunner().invoke(main, ["train", "--config", str(write_config(tmp_path)), "--rho", "-1"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: rho must be at least 0")

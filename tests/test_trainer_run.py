@@ -1,0 +1,209 @@
+"""Whole runs of the Trainer: evaluation, selection, saving, resuming, other models, bad input."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
+
+from dim_hf.trainer.dim_training_args import DimTrainingArguments
+from tests.tiny import TinyImages, tiny_arguments, tiny_model, tiny_trainer
+
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+
+
+def states_equal(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    return set(first) == set(second) and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_logs_every_term_and_measurement(tmp_path):
+    trainer = tiny_trainer(tmp_path, rho=0.05)
+    trainer.train()
+    line = next(line for line in trainer.state.log_history if "loss_supervised" in line)
+    for name in ("loss_consistency", "divergence", "perturbation_norm", "kept_share", "foreground_share"):
+        assert name in line
+    assert 0 <= line["teacher_student_agreement"] <= 1
+    # Weights are 1 and 0.5 from the start, so the logged loss is the stated total.
+    total = line["loss_supervised"] + line["loss_consistency"] + 0.5 * line["divergence"]
+    assert line["loss"] == pytest.approx(total, rel=1e-3)
+
+
+def test_evaluates_both_models_by_domain_and_keeps_the_best(tmp_path):
+    sets = {"site_a": TinyImages(4, seed=5), "site_b": TinyImages(5, seed=6, shift=0.2)}
+    trainer = tiny_trainer(
+        tmp_path, eval_dataset=sets, load_best_model_at_end=True, metric_for_best_model="mean_dice", **EVALUATED
+    )
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "eval_mean_dice" in line]
+    assert len(lines) == 2
+    metrics = trainer.evaluate()
+    for domain in sets:
+        for model in ("", "_student"):
+            for metric in ("dice", "jaccard", "hd95", "asd"):
+                assert f"eval_{domain}{model}_LABEL_1_{metric}" in metrics
+    dices = [metrics[f"eval_{domain}_dice"] for domain in sets]
+    assert metrics["eval_mean_dice"] == pytest.approx(sum(dices) / 2)
+    # The loaded models are those of the best step: the teacher scores again what was recorded for it.
+    assert trainer.state.best_metric == pytest.approx(max(line["eval_mean_dice"] for line in lines))
+    assert metrics["eval_mean_dice"] == pytest.approx(trainer.state.best_metric)
+
+
+def test_saves_the_scored_model_at_the_root_and_says_which(tmp_path):
+    for scored in ("teacher", "student"):
+        trainer = tiny_trainer(tmp_path / scored, scored_model=scored)
+        trainer.train()
+        trainer.save_model()
+        loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / scored)
+        assert states_equal(loaded, trainer.teacher if scored == "teacher" else trainer.model)
+        summary = json.loads((tmp_path / scored / "dim_training.json").read_text())
+        assert summary["scored_model"] == scored
+        assert summary["selected"] == "last step"
+        assert not list((tmp_path / scored).glob("*.bin"))  # no pickle
+
+
+@pytest.mark.parametrize("estimator", ["regional", "variational"])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, estimator):
+    """Across an epoch's end, with dropout, momentum, teacher and critic."""
+    arguments = {
+        "divergence_estimator": estimator,
+        "rho": 0.05,
+        "labeled_batch_size": 3,
+        "unlabeled_batch_size": 3,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "max_steps": 7,
+    }
+
+    def run(folder, resume=None, stop_after=None):
+        trainer = tiny_trainer(folder, tiny_model(norm="batch", dropout=0.3), **arguments)
+        if stop_after:
+            original = trainer.finish_optimizer_step
+
+            def stop():
+                original()
+                if trainer.state.global_step + 1 == stop_after:
+                    trainer.control.should_training_stop = True
+
+            trainer.finish_optimizer_step = stop
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "cut", stop_after=5)
+    for checkpoint in ("checkpoint-4", "checkpoint-2"):
+        resumed = run(tmp_path / "cut", resume=str(tmp_path / "cut" / checkpoint))
+        assert states_equal(whole.model, resumed.model)
+        assert states_equal(whole.teacher, resumed.teacher)
+        if estimator == "variational":
+            assert states_equal(whole.critic.critic, resumed.critic.critic)
+
+
+def test_teacher_of_a_checkpoint_loads_by_itself(tmp_path):
+    trainer = tiny_trainer(tmp_path, save_strategy="steps", save_steps=3)
+    trainer.train()
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "checkpoint-3" / "teacher")
+    assert states_equal(loaded, trainer.teacher)
+
+
+def test_checkpoint_without_a_teacher_is_refused(tmp_path):
+    trainer = tiny_trainer(tmp_path, save_strategy="steps", save_steps=3)
+    trainer.train()
+    (tmp_path / "checkpoint-3" / "teacher").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="holds no teacher/ folder"):
+        tiny_trainer(tmp_path, max_steps=5).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_trains_a_segformer_that_predicts_at_a_quarter_of_the_resolution(tmp_path):
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_channels=3,
+        hidden_sizes=[8, 8, 16, 16],
+        decoder_hidden_size=16,
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        num_labels=2,
+    )
+    images = {"labeled": TinyImages(4, channels=3), "unlabeled": TinyImages(4, channels=3, labels=False)}
+    trainer = tiny_trainer(
+        tmp_path,
+        SegformerForSemanticSegmentation(config),
+        **images,
+        eval_dataset=TinyImages(3, channels=3),
+        rho=0.05,
+        max_steps=12,
+        learning_rate=0.02,
+    )
+    before = trainer.evaluate()["eval_validation_student_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_validation_student_loss"] < before
+
+
+def test_trains_volumes(tmp_path):
+    class Volumes(TinyImages):
+        def __getitem__(self, index):
+            return {k: v.unsqueeze(-3).repeat_interleave(8, dim=-3) for k, v in self.samples[index].items()}
+
+    trainer = tiny_trainer(
+        tmp_path,
+        tiny_model(spatial_dims=3),
+        labeled=Volumes(4, size=16),
+        unlabeled=Volumes(4, size=16, labels=False),
+        eval_dataset=Volumes(2, size=16),
+        divergence_grid_size=2,
+        rho=0.05,
+    )
+    trainer.train()
+    assert "eval_mean_dice" in trainer.evaluate()
+
+
+def test_predicts_images_without_labels(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    output = trainer.predict(TinyImages(3, labels=False))
+    assert output.predictions.shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rho": -0.1}, "rho must be at least 0"),
+        ({"rho": float("nan")}, "rho must be at least 0"),
+        ({"f_divergence": "wasserstein"}, "jensen_shannon"),
+        ({"divergence_estimator": "kernel"}, "marginal, regional, variational"),
+        ({"f_divergence": "jeffreys", "divergence_estimator": "variational"}, "no conjugate"),
+        ({"ascent_objective": "divergence", "divergence_weight": 0.0, "rho": 0.1}, "needs divergence_weight"),
+        ({"ascent_objective": "consistency"}, "total, supervised, divergence"),
+        ({"ema_decay": 1.0}, "ema_decay must be below 1"),
+        ({"confidence_threshold": 1.5}, "between 0 and 1"),
+        ({"labeled_batch_size": 0}, "labeled_batch_size must be at least 1"),
+        ({"unlabeled_batch_size": 0}, "unlabeled_batch_size must be at least 1"),
+        ({"sam_every": 0}, "sam_every must be at least 1"),
+        ({"labeled_batch_size": 2, "unlabeled_batch_size": 3}, "make them equal"),
+        ({"strong_view": "ct"}, "auto, color, mri"),
+        ({"scored_model": "ensemble"}, "teacher, student"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_arguments(tmp_path, **arguments)
+
+
+def test_bad_datasets_are_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match="no labeled images"):
+        tiny_trainer(tmp_path, labeled=TinyImages(0))
+    with pytest.raises(ValueError, match="no unlabeled images"):
+        tiny_trainer(tmp_path, unlabeled=TinyImages(0))
+    with pytest.raises(ValueError, match="labeled_batch_size is 4, but there are only 3"):
+        tiny_trainer(tmp_path, labeled=TinyImages(3), labeled_batch_size=4, unlabeled_batch_size=4)
+    with pytest.raises(ValueError, match="deep_supervision"):
+        tiny_trainer(tmp_path, tiny_model(deep_supervision=True))
+    with pytest.raises(ValueError, match="3 channels"):
+        tiny_trainer(tmp_path, strong_view="color")
+
+
+def test_every_knob_is_documented():
+    own = set(DimTrainingArguments.__annotations__)
+    fields = DimTrainingArguments.__dataclass_fields__
+    assert len(own) > 20
+    for name in own:
+        assert len(fields[name].metadata.get("help", "")) > 15, name
