@@ -249,3 +249,17 @@ def test_images_that_do_not_fit_the_draws():
     for batch, message in wrong:
         with pytest.raises(ValueError, match=message):
             view.apply(batch, draws)
+
+
+def test_inversion_exchanges_bright_and_dark_within_the_range():
+    view = StrongView(
+        gamma_probability=0, contrast_probability=0, brightness_probability=0, blur_probability=0, invert_probability=1
+    )
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 3 - 1
+    draws = view.draw([1, 2, 3, 4], 3)
+    inverted = view.apply(images, draws)
+    axes = (1, 2, 3)
+    assert torch.allclose(inverted.amin(axes), images.amin(axes))
+    assert torch.allclose(inverted.amax(axes), images.amax(axes))
+    assert torch.allclose(view.apply(inverted, draws), images, atol=1e-6)
+    assert not draws.invert.logical_not().any()

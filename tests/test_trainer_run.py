@@ -179,7 +179,7 @@ def test_predicts_images_without_labels(tmp_path):
         ({"unlabeled_batch_size": 0}, "unlabeled_batch_size must be at least 1"),
         ({"sam_every": 0}, "sam_every must be at least 1"),
         ({"labeled_batch_size": 2, "unlabeled_batch_size": 3}, "make them equal"),
-        ({"strong_view": "ct"}, "auto, color, mri"),
+        ({"strong_view": "ct"}, "auto, color, mri, microscopy"),
         ({"scored_model": "ensemble"}, "teacher, student"),
     ],
 )

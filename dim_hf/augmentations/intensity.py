@@ -34,6 +34,7 @@ class StrongDraws:
         blur_sigma: (N,), standard deviation of the blur in pixels; 0 changes nothing.
         noise_std: (N,), standard deviation of the noise as a fraction of the image's range; 0 changes nothing.
         noise_seeds: (N,), int64, what the noise is made from.
+        invert: (N,), whether bright and dark are exchanged.
     """
 
     gamma: Tensor
@@ -45,14 +46,15 @@ class StrongDraws:
     blur_sigma: Tensor
     noise_std: Tensor
     noise_seeds: Tensor
+    invert: Tensor
 
 
 @dataclass(frozen=True)
 class StrongView:
     """Ranges and probabilities of the strong view, for images of any scale ([0, 1], z-scored, ...).
 
-    In the order of application: gamma, contrast, brightness, bias field, grey, blur, noise. What depends on a scale
-    is relative to the range (maximum - minimum) of the image as it came in.
+    In the order of application: inversion, gamma, contrast, brightness, bias field, grey, blur, noise. What depends
+    on a scale is relative to the range (maximum - minimum) of the image as it came in.
 
     Attributes:
         gamma: Range of the exponent applied to the image mapped to [0, 1] by its minimum and maximum; drawn evenly on
@@ -77,6 +79,7 @@ class StrongView:
         blur_probability: Probability of the blur.
         noise_std: Range of the white Gaussian noise's standard deviation as a fraction of the range, in [0, 1].
         noise_probability: Probability of the noise.
+        invert_probability: Probability that bright and dark are exchanged, as between fluorescence and stained tissue.
 
     Raises:
         ValueError: If a field is outside its legal values.
@@ -99,6 +102,7 @@ class StrongView:
     blur_probability: float = 0.5
     noise_std: tuple[float, float] = (0.0, 0.1)
     noise_probability: float = 0.0
+    invert_probability: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -138,8 +142,8 @@ class StrongView:
                 f"to drop, found {channels}; set it to 0"
             )
         grid = [self.bias_points] * spatial_dims
-        gates, widths, seeded, gamma, contrast, brightness, bias = uniforms(
-            seeds, "strong view", 8, 2, 1, channels, channels, channels, math.prod(grid)
+        gates, widths, seeded, gamma, contrast, brightness, bias, invert = uniforms(
+            seeds, "strong view", 8, 2, 1, channels, channels, channels, math.prod(grid), 1
         )
         one, two, three, four, five, six, seven, eight = gates.split(1, dim=1)
         by_channel = one < self.channel_probability
@@ -159,6 +163,7 @@ class StrongView:
             blur_sigma=where_drawn(seven, self.blur_probability, sigma, 0.0),
             noise_std=where_drawn(eight, self.noise_probability, std, 0.0),
             noise_seeds=(seeded[:, 0] * 2.0**53).long(),
+            invert=invert[:, 0] < self.invert_probability,
         )
 
     def apply(self, images: Tensor, draws: StrongDraws) -> Tensor:
@@ -181,6 +186,7 @@ class StrongView:
         changed = images.clone()
         low, high = _extent(images)
         steps = (
+            (draws.invert, _invert),
             ((draws.gamma != 1).any(1), _gamma),
             ((draws.contrast != 1).any(1) | (draws.brightness != 0).any(1), self._contrast_and_brightness),
             (draws.bias.flatten(1).ne(0).any(1), _bias),
@@ -245,6 +251,11 @@ def _base_and_extent(low: Tensor, high: Tensor, by_channel: Tensor) -> tuple[Ten
     return low, high - low
 
 
+def _invert(images: Tensor, _draws: StrongDraws, _samples: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    # About the middle of the whole image's range, so that it keeps its range; colors become their complements.
+    return images.neg_().add_(low.amin(1, keepdim=True) + high.amax(1, keepdim=True))
+
+
 def _gamma(images: Tensor, draws: StrongDraws, samples: Tensor, low: Tensor, high: Tensor) -> Tensor:
     base, extent = _base_and_extent(low, high, column(draws.by_channel[samples], images) > 0)
     safe = torch.where(extent > 0, extent, torch.ones_like(extent))
@@ -289,3 +300,12 @@ MRI_STRONG = StrongView(
     noise_probability=0.2,
 )
 """Magnetic resonance of several scanners: contrast x0.1-2 as in the benchmark (MiDSS), bias field, blur, noise."""
+
+MICROSCOPY_STRONG = StrongView(
+    contrast_probability=0.8,
+    brightness_probability=0.8,
+    noise_std=(0.0, 0.05),
+    noise_probability=0.2,
+    invert_probability=0.5,
+)
+"""Microscopes and stains: nuclei are bright on dark in fluorescence, dark on bright in stained tissue."""

@@ -11,7 +11,7 @@ from dim_hf.sharpness import ASCENT_OBJECTIVES
 SCORED_MODELS = ("teacher", "student")
 LABELED_VIEWS = ("weak", "strong")
 TEACHER_STATISTICS = ("running", "batch")
-STRONG_VIEWS = ("auto", "color", "mri")
+STRONG_VIEWS = ("auto", "color", "mri", "microscopy")
 
 
 def _choice(default: str, legal: tuple[str, ...], text: str) -> str:
@@ -95,7 +95,7 @@ class DimTrainingArguments(TrainingArguments):
     strong_view: str = _choice(
         "auto",
         STRONG_VIEWS,
-        "Preset of intensity changes: `color` (cameras), `mri` (scanners), or by channels.",
+        "Preset of intensity changes; auto: color for 3 channels, else mri.",
     )
     labeled_view: str = _choice("strong", LABELED_VIEWS, "View of the labeled images that the student learns from.")
     cutmix_probability: float = _number(0.5, "Share of labeled-unlabeled pairs mixed in both directions by a box.")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from dim_hf.data.checks import check_rows
 from dim_hf.data.datasets import SegmentationDataset
@@ -125,6 +126,7 @@ def make_trainer(job: Job) -> tuple[DimTrainer, dict[str, SegmentationDataset], 
     Raises:
         ValueError: for any fault in data or arguments, before a step is taken.
     """
+    disable_progress_bar()  # of loading and saving weights: the bar of the training is another
     source = load_source(job.data)
     check_rows(source.rows, len(source.id2label), progress=not job.training.disable_tqdm)
     split = split_source(source, job.data)

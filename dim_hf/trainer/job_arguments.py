@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser
 
@@ -90,6 +91,15 @@ class JobTrainingArguments(DimTrainingArguments):
     )
     metric_for_best_model: str | None = field(default="mean_dice", metadata={"help": "Score of the selection."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger score is better."})
+    auto_bf16: bool = field(
+        default=True, metadata={"help": "Compute in bf16 where the processor or GPU has it, unless fp16 is asked for."}
+    )
+
+    def __post_init__(self) -> None:
+        """Choose the precision, then check as `DimTrainingArguments` does."""
+        if self.auto_bf16 and not self.fp16:
+            self.bf16 = self.bf16 or _has_native_bf16(self.use_cpu)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,14 @@ class Job:
     data: DataArguments
     model: ModelArguments
     training: JobTrainingArguments
+
+
+def _has_native_bf16(use_cpu: bool) -> bool:
+    """Whether bf16 is computed in hardware; where it is emulated it is many times slower than float32."""
+    if torch.cuda.is_available() and not use_cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 _PARTS = (DataArguments, ModelArguments, JobTrainingArguments)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, ProgressCallback, Trainer
 
 from dim_hf.data.collator import collate
 from dim_hf.ema import ema_decay_at, make_teacher, update_teacher
 from dim_hf.losses import supervised_loss
 from dim_hf.metrics.trainer_metrics import build_compute_metrics, class_structures
+from dim_hf.trainer.callbacks import DimProgressCallback
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.meters import Meters
 from dim_hf.trainer.views import resize_logits
@@ -65,6 +66,8 @@ class TeacherStudentTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over images: transformers must not rescale it
+        if self.pop_callback(ProgressCallback) is not None:  # absent with disable_tqdm
+            self.add_callback(DimProgressCallback)
         self.teacher = make_teacher(self.model)
         self.meters = Meters()
         self.skipped_steps = 0

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dim_hf.augmentations.geometry import WeakView
-from dim_hf.augmentations.intensity import FUNDUS_STRONG, MRI_STRONG, StrongView
+from dim_hf.augmentations.intensity import FUNDUS_STRONG, MICROSCOPY_STRONG, MRI_STRONG, StrongView
 from dim_hf.augmentations.mixing import AmplitudeMixing, MixingBoxes, cutmix, draw_boxes, unmix
 from dim_hf.augmentations.seeds import sample_seeds
 from dim_hf.data.sampler import LABELED, UNLABELED
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
-_STRONG_VIEWS = {"color": FUNDUS_STRONG, "mri": MRI_STRONG}
+_STRONG_VIEWS = {"color": FUNDUS_STRONG, "mri": MRI_STRONG, "microscopy": MICROSCOPY_STRONG}
 _COLOR_CHANNELS = 3
 
 # Weak views (N, C, *S) → pseudo-labels (N, *S) and their mask (N, *S).
