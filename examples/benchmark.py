@@ -59,7 +59,6 @@ def make_stepper(settings: dict, image_size: int, hidden_sizes: list[int], folde
         if batch is None:
             batches = iter(loader)
             batch = next(batches)
-        trainer._batches = [batch]
         trainer.accelerator.gradient_state._set_sync_gradients(True)
         trainer.training_step(wrapped, batch)
         trainer.accelerator.clip_grad_norm_(wrapped.parameters(), 1.0)

@@ -1,6 +1,8 @@
 """Jobs: configuration files, overrides, phantoms and folders, comparison of settings, the command line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ TINY = {
     "unlabeled_batch_size": 2,
     "use_cpu": True,
     "disable_tqdm": True,
+    "auto_bf16": False,
 }
 
 
@@ -187,6 +190,16 @@ def test_finished_runs_are_read_back_and_other_jobs_refused(tmp_path):
     assert "| supervised |" in format_summary(outcomes)
     with pytest.raises(ValueError, match="max_steps=2"):
         run_settings([*words, "--max_steps", "3"], ["dim"], [0], tmp_path / "runs")
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_example(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    command += ["--dynamo_backend", "no", "--mixed_precision", "no", "--cpu", "examples/train.py"]
+    command += ["--config", str(write_config(tmp_path)), "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["training"]["max_steps"] == 1
 
 
 def test_command_line_reports_errors_without_a_traceback(tmp_path):

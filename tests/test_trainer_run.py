@@ -157,6 +157,14 @@ def test_trains_volumes(tmp_path):
     assert "eval_mean_dice" in trainer.evaluate()
 
 
+def test_progress_bar_shows_the_numbers_that_matter(tmp_path, capfd):
+    tiny_trainer(tmp_path, disable_tqdm=False, eval_dataset=TinyImages(3), **EVALUATED).train()
+    shown = capfd.readouterr().err
+    for name in ("4/4", "loss=", "div=", "kept=", "val dice="):
+        assert name in shown
+    assert "loss_supervised" not in shown
+
+
 def test_predicts_images_without_labels(tmp_path):
     trainer = tiny_trainer(tmp_path)
     output = trainer.predict(TinyImages(3, labels=False))

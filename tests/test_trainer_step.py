@@ -20,8 +20,8 @@ def weights_of(model):
 class Recording(DimTrainer):
     """Keeps each step's inputs, so that a reference can take the same step."""
 
-    def _open_window(self):
-        super()._open_window()
+    def _open_window(self, batches):
+        super()._open_window(batches)
         self.__dict__.setdefault("windows", []).append([copy.copy(b.inputs) for b in self._window.micro_batches])
 
 

@@ -114,8 +114,9 @@ class DimTrainer(TeacherStudentTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         """Keep the step's micro-batches: both passes go over all of them."""
-        self._batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
-        return self._batches, num_items_in_batch
+        batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._batches = list(batches)
+        return batches, num_items_in_batch
 
     # ---- the two-pass step
 
@@ -126,7 +127,7 @@ class DimTrainer(TeacherStudentTrainer):
 
         Args:
             model: the student, wrapped for its processes.
-            inputs: the next batch of those that `get_batch_samples` gave.
+            inputs: the next batch of those that `get_batch_samples` gave; alone, a step of its own.
             num_items_in_batch: unused; the loss is a mean over images.
 
         Returns:
@@ -134,7 +135,7 @@ class DimTrainer(TeacherStudentTrainer):
         """
         model.train()
         if self._window.exhausted:
-            self._open_window()
+            self._open_window(self._batches or [inputs])
         two_pass = self._takes_two_passes()
         objective = self.args.ascent_objective if two_pass else "total"
         loss = self._forward_backward(model, self._window.next(), objective, observe=True)
@@ -145,10 +146,11 @@ class DimTrainer(TeacherStudentTrainer):
     def _takes_two_passes(self) -> bool:
         return self.args.rho > 0 and self.state.global_step % self.args.sam_every == 0
 
-    def _open_window(self) -> None:
+    def _open_window(self, batches: list[dict[str, Tensor]]) -> None:
         # Copies to return to, should this step be abandoned after the running statistics moved.
         self._buffers = [buffer.clone() for buffer in self.model.buffers()]
-        self._window = Window([MicroBatch(self._step_inputs(self._prepare_inputs(b))) for b in self._batches])
+        self._window = Window([MicroBatch(self._step_inputs(self._prepare_inputs(batch))) for batch in batches])
+        self._batches = []
         self._share_masses()
 
     def _finish_gradient(self, model: nn.Module, two_pass: bool) -> None:

@@ -1,6 +1,7 @@
 """The files a run leaves for people: tables, figures, and everything needed to run it again."""
 
 import json
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
@@ -14,11 +15,14 @@ RESULTS_FILE = "results.json"
 PACKAGES = ("dim-hf", "torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
 
-def environment() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    return {"python": platform.python_version(), "machine": platform.machine()} | {
-        name: metadata.version(name) for name in PACKAGES
+def environment() -> dict[str, str | int]:
+    """Versions of Python and of the packages that a result depends on, and the number of processes."""
+    place = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+    return place | {name: metadata.version(name) for name in PACKAGES}
 
 
 def write_report(
