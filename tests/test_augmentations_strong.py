@@ -8,7 +8,7 @@ import scipy.ndimage
 import scipy.stats
 import torch
 
-from dim_hf.augmentations.intensity import FUNDUS_STRONG, MRI_STRONG, StrongView
+from dim_hf.augmentations.intensity import FUNDUS_STRONG, MICROSCOPY_STRONG, MRI_STRONG, StrongView
 from dim_hf.augmentations.seeds import sample_seeds
 from tests.augmentation_samples import SEEDS, SHAPES, assert_share, some_images
 
@@ -154,7 +154,7 @@ def test_grey_is_the_luma_in_every_channel():
         torch.testing.assert_close(grey[:, channel], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("view", [EVERYTHING_STRONG, FUNDUS_STRONG, MRI_STRONG])
+@pytest.mark.parametrize("view", [EVERYTHING_STRONG, FUNDUS_STRONG, MICROSCOPY_STRONG, MRI_STRONG])
 @pytest.mark.parametrize("value", [0.0, -1.3, 0.7])
 def test_constant_images_stay_finite_and_constant(view, value):
     images = torch.full((8, 3, 16, 16), value)
@@ -263,3 +263,12 @@ def test_inversion_exchanges_bright_and_dark_within_the_range():
     assert torch.allclose(inverted.amax(axes), images.amax(axes))
     assert torch.allclose(view.apply(inverted, draws), images, atol=1e-6)
     assert not draws.invert.logical_not().any()
+
+
+def test_inversion_then_gamma_stays_finite_in_float32():
+    """Rounding may put an inverted pixel a hair below the minimum, where a power has no value."""
+    images = torch.rand(64, 1, 24, 24, generator=torch.Generator().manual_seed(0)) * 0.7 + 0.1
+    view = StrongView(gamma_probability=1, invert_probability=1, channel_probability=0.5)
+    seeds = list(range(64))
+    assert torch.isfinite(view.apply(images, view.draw(seeds, 1))).all()
+    assert torch.isfinite(MICROSCOPY_STRONG.apply(images, MICROSCOPY_STRONG.draw(seeds, 1))).all()

@@ -183,10 +183,9 @@ class StrongView:
             ValueError: If shapes or types do not fit.
         """
         _check(images, draws)
-        changed = images.clone()
-        low, high = _extent(images)
+        changed = _invert(images, draws.invert)
+        low, high = _extent(changed)
         steps = (
-            (draws.invert, _invert),
             ((draws.gamma != 1).any(1), _gamma),
             ((draws.contrast != 1).any(1) | (draws.brightness != 0).any(1), self._contrast_and_brightness),
             (draws.bias.flatten(1).ne(0).any(1), _bias),
@@ -251,9 +250,15 @@ def _base_and_extent(low: Tensor, high: Tensor, by_channel: Tensor) -> tuple[Ten
     return low, high - low
 
 
-def _invert(images: Tensor, _draws: StrongDraws, _samples: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    # About the middle of the whole image's range, so that it keeps its range; colors become their complements.
-    return images.neg_().add_(low.amin(1, keepdim=True) + high.amax(1, keepdim=True))
+def _invert(images: Tensor, invert: Tensor) -> Tensor:
+    """A copy in which the chosen images are mirrored at the middle of their range; colors become complements."""
+    changed = images.clone()
+    index = invert.nonzero()[:, 0].to(images.device)
+    if len(index):
+        part = images.index_select(0, index)
+        low, high = _extent(part)
+        changed.index_copy_(0, index, low.amin(1, keepdim=True) + high.amax(1, keepdim=True) - part)
+    return changed
 
 
 def _gamma(images: Tensor, draws: StrongDraws, samples: Tensor, low: Tensor, high: Tensor) -> Tensor:
