@@ -49,6 +49,7 @@ def tiny_arguments(folder, **arguments):
         "optim_args": "momentum=0.9",
         "learning_rate": 0.1,
         "divergence_weight": 0.5,
+        "cutmix_probability": 0.5,
     }
     return DimTrainingArguments(output_dir=str(folder), **settings | arguments)
 

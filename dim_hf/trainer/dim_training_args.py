@@ -100,7 +100,7 @@ class DimTrainingArguments(TrainingArguments):
     labeled_view: str = _choice(
         "weak", LABELED_VIEWS, "View of the labeled images; `strong` makes a supervised run far more robust."
     )
-    cutmix_probability: float = _number(0.5, "Share of labeled-unlabeled pairs mixed in both directions by a box.")
+    cutmix_probability: float = _number(0.0, "Share of labeled-unlabeled pairs mixed in both directions by a box.")
     amplitude_mixing_probability: float = _number(
         0.0, "Share of labeled images that get the low-frequency spectrum of an unlabeled one (arXiv 2004.05498)."
     )
