@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from dim_hf.cli.errors import user_errors
 from dim_hf.trainer.ablations import ABLATIONS
 
 
@@ -17,7 +18,7 @@ from dim_hf.trainer.ablations import ABLATIONS
 @click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False), help="YAML of the full method.")
 @click.option("--settings", default="supervised,teacher-student,dim,upper-bound", show_default=True,
               help=f"Comma-separated: {', '.join(ABLATIONS)}, upper-bound.")  # fmt: skip
-@click.option("--seeds", default=3, show_default=True, help="Number of seeds: 0, 1, …")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Number of seeds: 0, 1, …")
 @click.option("--output_dir", required=True, type=click.Path(file_okay=False), help="Folder of all runs.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tuple[str, ...]) -> None:
@@ -27,10 +28,8 @@ def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tup
     from dim_hf.trainer.job_arguments import config_words
 
     folder = Path(output_dir)
-    try:
+    with user_errors():
         outcomes = run_settings([*config_words(config), *overrides], settings.split(","), range(seeds), folder)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
     text = "\n".join([format_summary(outcomes), format_summary(outcomes, "hd95", factor=1.0)])
     (folder / "summary.md").write_text(text)
     site_bars({o.setting: o.table for o in outcomes if o.seed == 0}, folder / "sites.png")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from dim_hf.cli.errors import user_errors
+
 BASELINE, METHOD = "supervised", "dim"
 SHORT = ["--max_steps", "30", "--phantom_images_per_domain", "16", "--num_labeled", "8", "--num_validation", "4"]
 
@@ -35,9 +37,10 @@ def main(config: str, output_dir: str, seed: int, short: bool, overrides: tuple[
     results = {}
     for setting in (BASELINE, METHOD):
         click.echo(f"\n== {setting} ==")
-        job = setting_job(words, setting, seed, folder / setting)
-        job.training.resume_from_checkpoint = None  # a demo starts anew
-        results[setting] = run_job(job)
+        with user_errors():
+            job = setting_job(words, setting, seed, folder / setting)
+            job.training.resume_from_checkpoint = None  # a demo starts anew
+            results[setting] = run_job(job)
     tables = {setting: result.table for setting, result in results.items()}
     for setting, table in tables.items():
         click.echo(f"\n{setting}\n{format_table(table, 'text')}")

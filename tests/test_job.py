@@ -6,16 +6,23 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+)
 
 from dim_hf.cli import main
 from dim_hf.metrics.report import read_cases_csv
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
 from dim_hf.trainer.comparison import SETTINGS, format_summary, run_settings, setting_job, summarize
-from dim_hf.trainer.job import run_job
+from dim_hf.trainer.job import make_trainer, run_job
 from dim_hf.trainer.job_arguments import config_words, describe_fields, parse_job
 
 TINY = {
@@ -188,8 +195,68 @@ def test_finished_runs_are_read_back_and_other_jobs_refused(tmp_path):
     assert mean == pytest.approx(np.mean(means))
     assert sd == pytest.approx(np.std(means, ddof=1))
     assert "| supervised |" in format_summary(outcomes)
-    with pytest.raises(ValueError, match="max_steps=2"):
-        run_settings([*words, "--max_steps", "3"], ["dim"], [0], tmp_path / "runs")
+    for field, value in (("max_steps", "3"), ("f_divergence", "kl"), ("ema_decay", "0.5"), ("optim", "sgd")):
+        with pytest.raises(ValueError, match=f"was run with {field}="):
+            run_settings([*words, f"--{field}", value], ["dim"], [0], tmp_path / "runs")
+    (tmp_path / "runs" / "dim" / "seed0" / "results.json").unlink()  # as if it had been interrupted
+    with pytest.raises(ValueError, match="was run with rho="):
+        run_settings([*words, "--rho", "0.3"], ["dim"], [0], tmp_path / "runs")
+
+
+def test_structures_and_class_names_are_checked(tmp_path):
+    write_site(tmp_path / "data", "site_a", 12)
+    config = write_config(tmp_path, dataset=str(tmp_path / "data"), num_channels=1)
+    for words, message in (
+        (["--structures", '{"disc": 1}'], "lists of class ids"),
+        (["--structures", '{"disc": [9]}'], r"classes out of 0\.\.1"),
+        (["--structures", "{"], "no JSON"),
+        (["--class_names", "a", "a"], "different names"),
+        (["--divergence_grid_size", "64"], "divergence_grid_size=64"),
+        (["--test_fraction", "0"], "no test images"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_job(parse_job(config, [*words, "--output_dir", str(tmp_path / "run")]))
+
+
+def test_float_images_out_of_range_are_named_before_training(tmp_path):
+    for domain in ("site_a", "site_b"):
+        write_site(tmp_path / "data", domain, 8)
+    for path in (tmp_path / "data" / "site_b" / "images").iterdir():
+        Image.fromarray(np.full((32, 32), 2000.0, np.float32)).save(path.with_suffix(".tif"))
+        path.unlink()
+    config = write_config(tmp_path, dataset=str(tmp_path / "data"), num_channels=1)
+    with pytest.raises(ValueError, match="'case00' of domain 'site_b'"):
+        run_job(parse_job(config, ["--output_dir", str(tmp_path / "run")]))
+
+
+def test_run_without_validation_keeps_the_last_step(tmp_path):
+    run_job(parse_job(write_config(tmp_path, num_validation=0), ["--output_dir", str(tmp_path / "run")]))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["training"]["selected"] == "last step"
+
+
+def test_foreign_processor_leaves_the_classes_alone(tmp_path):
+    """ADE20k's processors take class 0 away; grey images become the three channels that such models want."""
+    write_site(tmp_path / "data", "site_a", 12)
+    config = SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], decoder_hidden_size=16, depths=[1] * 4, num_attention_heads=[1, 1, 2, 2]
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "segformer")
+    SegformerImageProcessor(do_reduce_labels=True).save_pretrained(tmp_path / "segformer")
+    changes = {"dataset": str(tmp_path / "data"), "model_name_or_path": str(tmp_path / "segformer")}
+    job = parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")])
+    _, test, _ = make_trainer(job)
+    sample = test["site_a"][0]
+    assert sample["pixel_values"].shape == (3, 32, 32)
+    assert set(sample["labels"].unique().tolist()) == {0, 1}
+
+
+def test_native_bf16_is_chosen_without_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("dim_hf.trainer.job_arguments._has_native_bf16", lambda use_cpu: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    job = parse_job(write_config(tmp_path, auto_bf16=True, use_cpu=False))
+    assert job.training.bf16
+    assert job.training.use_cpu
 
 
 @pytest.mark.slow

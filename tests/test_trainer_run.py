@@ -4,7 +4,12 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForSemanticSegmentation, SegformerConfig, SegformerForSemanticSegmentation
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    EarlyStoppingCallback,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
 
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from tests.tiny import TinyImages, tiny_arguments, tiny_model, tiny_trainer
@@ -36,7 +41,7 @@ def test_evaluates_both_models_by_domain_and_keeps_the_best(tmp_path):
     )
     trainer.train()
     lines = [line for line in trainer.state.log_history if "eval_mean_dice" in line]
-    assert len(lines) == 2
+    assert [line["step"] for line in lines] == [2, 4]
     metrics = trainer.evaluate()
     for domain in sets:
         for model in ("", "_student"):
@@ -60,6 +65,98 @@ def test_saves_the_scored_model_at_the_root_and_says_which(tmp_path):
         assert summary["scored_model"] == scored
         assert summary["selected"] == "last step"
         assert not list((tmp_path / scored).glob("*.bin"))  # no pickle
+
+
+def tiny_segformer():
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_channels=3,
+        hidden_sizes=[8, 8, 16, 16],
+        decoder_hidden_size=16,
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 1, 2, 2],
+        num_labels=2,
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
+def test_segformer_resumes_and_keeps_the_best_exactly(tmp_path):
+    """Its weights are saved under other names than the model's own."""
+    images = {"labeled": TinyImages(4, channels=3), "unlabeled": TinyImages(4, channels=3, labels=False)}
+    images["eval_dataset"] = TinyImages(3, channels=3)
+    whole = tiny_trainer(tmp_path / "a", tiny_segformer(), **images, **EVALUATED, learning_rate=0.02)
+    whole.train()
+    again = tiny_trainer(tmp_path / "a", tiny_segformer(), **images, **EVALUATED, learning_rate=0.02)
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert states_equal(whole.model, again.model)
+    assert states_equal(whole.teacher, again.teacher)
+    again.state.best_model_checkpoint = str(tmp_path / "a" / "checkpoint-2")
+    again._load_best_model()
+    second = SegformerForSemanticSegmentation.from_pretrained(tmp_path / "a" / "checkpoint-2")
+    assert states_equal(second, again.model)
+
+
+def test_finished_run_takes_no_further_step(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 3}
+    first = tiny_trainer(tmp_path, **settings)
+    first.train()
+    again = tiny_trainer(tmp_path, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.state.global_step == 3
+    assert states_equal(first.model, again.model)
+
+
+def test_training_again_after_an_interruption_inside_a_step(tmp_path):
+    trainer = tiny_trainer(tmp_path, gradient_accumulation_steps=2, rho=0.1)
+    original = trainer._loss_terms
+
+    def interrupt(batch, logits):
+        raise KeyboardInterrupt
+
+    trainer._loss_terms = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer._loss_terms = original
+    trainer.train()
+    fresh = tiny_trainer(tmp_path, gradient_accumulation_steps=2, rho=0.1)
+    fresh.train()
+    assert states_equal(trainer.model, fresh.model)
+
+
+def test_early_stopping_sees_the_score(tmp_path):
+    still = {
+        "learning_rate": 0.0,
+        "lr_scheduler_type": "constant",
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "mean_dice",
+    }
+    trainer = tiny_trainer(tmp_path, eval_dataset=TinyImages(2), **(EVALUATED | {"max_steps": 20}), **still)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
+    trainer.train()
+    assert trainer.state.global_step == 4
+
+
+def test_pushed_root_holds_the_scored_model(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    trainer.train()
+    trainer.save_model(str(tmp_path), _internal_call=True)  # what push_to_hub of transformers calls
+    assert states_equal(AutoModelForSemanticSegmentation.from_pretrained(tmp_path), trainer.teacher)
+
+
+def test_skipped_steps_survive_a_resume(tmp_path):
+    trainer = tiny_trainer(tmp_path, save_strategy="steps", save_steps=3)
+    trainer.skipped_steps = 2
+    trainer.train()
+    again = tiny_trainer(tmp_path, max_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.training_summary()["skipped_steps"] == 2
+
+
+def test_images_of_several_sizes_are_refused_with_a_sentence(tmp_path):
+    images = TinyImages(2)
+    images.samples[1] = {key: value[..., :24] for key, value in images.samples[1].items()}
+    with pytest.raises(ValueError, match="give the image processor a size"):
+        tiny_trainer(tmp_path, per_device_eval_batch_size=1).evaluate(images)
 
 
 @pytest.mark.parametrize("estimator", ["regional", "variational"])
@@ -110,24 +207,15 @@ def test_checkpoint_without_a_teacher_is_refused(tmp_path):
     trainer = tiny_trainer(tmp_path, save_strategy="steps", save_steps=3)
     trainer.train()
     (tmp_path / "checkpoint-3" / "teacher").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="holds no teacher/ folder"):
+    with pytest.raises(ValueError, match=r"there is no folder .*teacher"):
         tiny_trainer(tmp_path, max_steps=5).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
 
 
 def test_trains_a_segformer_that_predicts_at_a_quarter_of_the_resolution(tmp_path):
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        num_channels=3,
-        hidden_sizes=[8, 8, 16, 16],
-        decoder_hidden_size=16,
-        depths=[1, 1, 1, 1],
-        num_attention_heads=[1, 1, 2, 2],
-        num_labels=2,
-    )
     images = {"labeled": TinyImages(4, channels=3), "unlabeled": TinyImages(4, channels=3, labels=False)}
     trainer = tiny_trainer(
         tmp_path,
-        SegformerForSemanticSegmentation(config),
+        tiny_segformer(),
         **images,
         eval_dataset=TinyImages(3, channels=3),
         rho=0.05,
@@ -189,6 +277,9 @@ def test_predicts_images_without_labels(tmp_path):
         ({"labeled_batch_size": 2, "unlabeled_batch_size": 3}, "make them equal"),
         ({"strong_view": "ct"}, "auto, color, mri, microscopy"),
         ({"scored_model": "ensemble"}, "teacher, student"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"fp16": True}, "fp16 needs a GPU"),
+        ({"per_device_train_batch_size": 99}, "leave it out"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):

@@ -2,6 +2,8 @@
 
 import click
 
+from dim_hf.cli.errors import user_errors
+
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
@@ -12,13 +14,14 @@ import click
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def command(config: str | None, fields: bool, overrides: tuple[str, ...]) -> None:
     """Train a model; any field of the configuration can follow as `--field value`."""
+    from dim_hf.metrics.report import format_table
     from dim_hf.trainer.job import run_job
     from dim_hf.trainer.job_arguments import describe_fields, parse_job
 
     if fields:
         click.echo(describe_fields())
         return
-    try:
-        run_job(parse_job(config, list(overrides)))
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    with user_errors():
+        result = run_job(parse_job(config, list(overrides)))
+    if result.trainer.is_world_process_zero():
+        click.echo(f"\n{format_table(result.table, 'text')}\n\nModel, scores and curves: {result.output_dir}")

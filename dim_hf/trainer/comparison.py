@@ -1,7 +1,7 @@
 """Several settings of one job, several seeds each: run what is missing, and put the scores side by side."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, read_cases_csv, site_table
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
-from dim_hf.trainer.job import run_job
+from dim_hf.trainer.dim_training_args import DimTrainingArguments
+from dim_hf.trainer.job import JOB_FILE, job_as_json, run_job
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, job_with
 from dim_hf.trainer.job_report import RESULTS_FILE
 
@@ -59,7 +60,8 @@ def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> 
         changes["num_labeled"] = ALL_LABELED
     if "consistency_weight" in changes:
         images = base.training.labeled_batch_size + base.training.unlabeled_batch_size
-        pool = images if setting == UPPER_BOUND else base.data.num_labeled
+        every = setting == UPPER_BOUND or base.data.num_labeled == ALL_LABELED
+        pool = images if every else base.data.num_labeled
         changes["labeled_batch_size"] = min(images, pool)
     return job_with(words, **changes)
 
@@ -74,10 +76,10 @@ def run_settings(words: Sequence[str], settings: Iterable[str], seeds: Iterable[
         for setting in settings:
             run = folder / setting / f"seed{seed}"
             job = setting_job(words, setting, seed, run)
+            _refuse_other_job(run, job)
             if not (run / RESULTS_FILE).exists():
                 run_job(job)
             results = json.loads((run / RESULTS_FILE).read_text())
-            _refuse_other_job(run, results["job"], job)
             outcomes.append(Outcome(setting, seed, read_cases_csv(run / "cases.csv"), results))
     return outcomes
 
@@ -126,19 +128,23 @@ def _mean_and_sd(mean: float, sd: float) -> str:
     return f"{mean:.1f}" if np.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
 
 
-# What makes two runs of a setting the same experiment, besides its data and its network.
-_DEFINING = ("max_steps", "learning_rate", "labeled_batch_size", "consistency_weight", "divergence_weight", "rho")
+# Fields of transformers that, besides the method's own, make two runs different experiments.
+_DEFINING = {
+    "max_steps", "num_train_epochs", "optim", "optim_args", "warmup_steps", "max_grad_norm", "data_seed", "bf16",
+    "gradient_accumulation_steps", "load_best_model_at_end", "metric_for_best_model", "eval_steps", "seed",
+}  # fmt: skip
+_IRRELEVANT = {"logging_steps", "remove_unused_columns", "ddp_find_unused_parameters", "channels_last"}
 
 
-def _refuse_other_job(run: Path, found: Mapping[str, Any], job: Job) -> None:
-    """A finished run may only stand for the job that is asked for."""
-    training = job.training.to_sanitized_dict()
-    wanted = {
-        "data": vars(job.data),
-        "model": vars(job.model),
-        "training": {name: training[name] for name in _DEFINING},
-    }
-    for part, fields in json.loads(json.dumps(wanted, default=str)).items():
+def _refuse_other_job(run: Path, job: Job) -> None:
+    """A run that is there, finished or not, may only stand for the job that is asked for."""
+    if not (run / JOB_FILE).exists():
+        return
+    found = json.loads((run / JOB_FILE).read_text())
+    defining = _DEFINING | (set(DimTrainingArguments.__annotations__) - _IRRELEVANT)
+    wanted = json.loads(json.dumps(job_as_json(job), default=str))
+    wanted["training"] = {name: value for name, value in wanted["training"].items() if name in defining}
+    for part, fields in wanted.items():
         for name, value in fields.items():
             if found[part].get(name) != value:
                 raise ValueError(

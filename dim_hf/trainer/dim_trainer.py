@@ -35,6 +35,11 @@ class _StepCallback(TrainerCallback):
     def __init__(self, trainer: "DimTrainer") -> None:
         self.trainer = trainer
 
+    def on_train_begin(
+        self, args: DimTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.forget_unfinished_step()
+
     def on_epoch_begin(
         self, args: DimTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -113,7 +118,10 @@ class DimTrainer(TeacherStudentTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """Keep the step's micro-batches: both passes go over all of them."""
+        """Keep the step's micro-batches: both passes go over all of them. None are left after the last step."""
+        if self.state.global_step >= self.state.max_steps:  # a finished run was resumed
+            self.control.should_training_stop = True
+            return [], None
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches = list(batches)
         return batches, num_items_in_batch
@@ -244,6 +252,13 @@ class DimTrainer(TeacherStudentTrainer):
             # A gradient scaler must see the infinity instead: it skips the step and backs off.
             self.model.zero_grad(set_to_none=True)
 
+    def forget_unfinished_step(self) -> None:
+        """Start anew after a training that was interrupted in the middle of a step."""
+        self._window, self._batches, self._buffers = Window(), [], []
+        self._abandoned = False
+        if self.critic is not None:
+            self.critic.discard()
+
     def finish_optimizer_step(self) -> None:
         """After the optimizer: the teacher and the critic follow, unless the step was abandoned."""
         stepped = not (self._abandoned or self.accelerator.optimizer_step_was_skipped)
@@ -262,7 +277,7 @@ class DimTrainer(TeacherStudentTrainer):
         return self.views.make(inputs, self._pseudo_labels)
 
     def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
-        with self._teacher_normalisation(), self.compute_loss_context_manager():
+        with self._teacher_normalisation(), self.accelerator.autocast():
             logits = self.teacher(pixel_values=weak_views.to(self.model.dtype)).logits
         return make_pseudo_labels(resize_logits(logits, weak_views.shape[2:]), self.args.confidence_threshold)
 

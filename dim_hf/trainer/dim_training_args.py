@@ -27,7 +27,7 @@ class DimTrainingArguments(TrainingArguments):
     """`TrainingArguments` of transformers, and the knobs of DiM.
 
     The objective is L = L_sup + λ_con w(t) L_con + λ_div w(t) L_div, its gradient taken at
-    θ + ε, ‖ε‖ = ρ. The formulas are our reconstruction of arXiv 2411.12350 from established
+    θ + ε in the neighbourhood of radius ρ. The formulas are our reconstruction of arXiv 2411.12350 from established
     parts; each argument names its symbol. The six ablations of the method are settings of
     `consistency_weight`, `divergence_weight` and `rho` (see `dim_hf.trainer.ablations`).
 
@@ -110,10 +110,24 @@ class DimTrainingArguments(TrainingArguments):
         """Check the method's arguments, then let transformers check its own."""
         self._check_ranges()
         self._check_choices()
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise ValueError(f"max_steps must be at least 1 (or -1 to count epochs), got {self.max_steps}")
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 0.9}
-        self.per_device_train_batch_size = self.labeled_batch_size + self.unlabeled_images_per_step
+        self._set_batch_size()
         super().__post_init__()
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("fp16 needs a GPU: on a CPU it would silently be float32; use bf16 or neither")
+
+    def _set_batch_size(self) -> None:
+        default = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
+        images = self.labeled_batch_size + self.unlabeled_images_per_step
+        if self.per_device_train_batch_size not in (default, images):
+            raise ValueError(
+                f"per_device_train_batch_size is {self.per_device_train_batch_size}, but a step has {images} images: "
+                "leave it out, and set labeled_batch_size and unlabeled_batch_size"
+            )
+        self.per_device_train_batch_size = images
 
     @property
     def uses_unlabeled_images(self) -> bool:

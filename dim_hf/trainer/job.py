@@ -3,7 +3,7 @@
 import json
 import math
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSe
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import ALL_LABELED, PHANTOM_PREFIX, DataArguments, Job, ModelArguments
 from dim_hf.trainer.job_report import write_report
+
+JOB_FILE = "job.json"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def load_source(data: DataArguments) -> Source:
         phantom = PHANTOMS[kind]
         return Source(rows, phantom.id2label, phantom.structures, phantom.num_channels, phantom.spatial_dims)
     rows = read_folders(data.dataset, patient=data.patient_pattern)
+    if len(set(data.class_names)) != len(data.class_names) or len(data.class_names) < 2:
+        raise ValueError(f"class_names must be at least two different names, got {data.class_names}")
     id2label = dict(enumerate(data.class_names))
     structures = _parse_structures(data.structures) or {name: [i] for i, name in id2label.items() if i != 0}
     return Source(rows, id2label, structures, data.num_channels, spatial_dims=2)
@@ -128,11 +132,17 @@ def make_trainer(job: Job) -> tuple[DimTrainer, dict[str, SegmentationDataset], 
     """
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
     source = load_source(job.data)
+    if job.model.model_name_or_path and isinstance(source.rows.features["image"], datasets.Image):
+        # Processors of other models take three channels; ours brings images to the model's own.
+        source = replace(source, rows=source.rows.cast_column("image", datasets.Image(mode="RGB")))
     check_rows(source.rows, len(source.id2label), progress=not job.training.disable_tqdm)
     split = split_source(source, job.data)
     set_seed(job.training.seed)
     model = make_model(source, job.model)
     processor = _processor_of(job, source)
+    _check_processing(source.rows, processor, job)
+    if not split.test:
+        raise ValueError("no test images: raise test_fraction, or give images of a `test` folder masks")
     cache_bytes = int(job.data.cache_gigabytes * 2**30)
 
     def processed(rows: datasets.Dataset) -> SegmentationDataset:
@@ -160,6 +170,12 @@ def run_job(job: Job) -> JobResult:
         ValueError: for any fault in data or arguments, before a step is taken.
     """
     trainer, test, split = make_trainer(job)
+    if trainer.is_world_process_zero():
+        folder = Path(job.training.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     trained = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(job))
     trainer.save_model()
     predictions, cases = score_test_sets(trainer, test)
@@ -170,7 +186,7 @@ def run_job(job: Job) -> JobResult:
             "training": trainer.training_summary(),
             "cost": _cost(trained.metrics, trainer),
             "split": split.summary(),
-            "job": _as_json(job),
+            "job": job_as_json(job),
         }
         write_report(result.output_dir, summary, table, cases, trainer.state.log_history)
     return result
@@ -196,9 +212,27 @@ def score_test_sets(
 def _processor_of(job: Job, source: Source) -> Any:
     if job.model.model_name_or_path:
         processor = AutoImageProcessor.from_pretrained(job.model.model_name_or_path)
+        # Ours are 0..K-1 already: ADE20k's processors would take class 0 away and shift the others.
+        processor.do_reduce_labels = False
         processor.size = {"height": job.data.image_size, "width": job.data.image_size}
         return processor
     return make_processor(source, job.data)
+
+
+def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
+    """Bring one image of each domain to the network's input, so that what cannot be is known before training."""
+    domains = rows["domain"]
+    for domain in dict.fromkeys(domains):
+        first = rows.select([domains.index(domain)])
+        name = f"image {first[0]['name']!r} of domain {domain!r}"
+        try:
+            sample = SegmentationDataset(first, processor, cache_bytes=0)[0]
+        except ValueError as error:
+            raise ValueError(f"{name} cannot be brought to the network's input: {error}") from error
+        shape = tuple(sample["pixel_values"].shape[1:])
+        grid_size = job.training.divergence_grid_size if job.training.divergence_estimator == "regional" else 1
+        if min(shape) < grid_size and job.training.divergence_weight > 0:
+            raise ValueError(f"{name} has {shape} pixels, fewer than divergence_grid_size={grid_size} along an axis")
 
 
 def _without_validation(training: Any) -> Any:
@@ -223,13 +257,16 @@ def _parse_structures(text: str | None) -> dict[str, list[int]] | None:
         structures = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f'structures is no JSON: {error}; write it like {{"cup": [2]}}') from error
-    if not isinstance(structures, dict):
-        raise ValueError(f"structures must map names to class ids, got {text!r}")
+    if not isinstance(structures, dict) or not all(isinstance(classes, list) for classes in structures.values()):
+        raise ValueError(f"structures must map names to lists of class ids, got {text}")
     return structures
 
 
 def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float]:
-    """Seconds a step and images a second over the whole training (validation included), peak memory in GiB."""
+    """Seconds a step and images a second over the whole training (validation included), peak memory in GiB.
+
+    On a GPU the memory is the run's; on a CPU it is the process's, whatever else ran in it before.
+    """
     images = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     rate = metrics["train_steps_per_second"]
     on_gpu = trainer.args.device.type == "cuda"
@@ -241,5 +278,6 @@ def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float]:
     }
 
 
-def _as_json(job: Job) -> dict[str, Any]:
+def job_as_json(job: Job) -> dict[str, Any]:
+    """All fields of a job, as the run's files hold them."""
     return {"data": vars(job.data), "model": vars(job.model), "training": job.training.to_sanitized_dict()}

@@ -97,8 +97,10 @@ class JobTrainingArguments(DimTrainingArguments):
 
     def __post_init__(self) -> None:
         """Choose the precision, then check as `DimTrainingArguments` does."""
-        if self.auto_bf16 and not self.fp16:
-            self.bf16 = self.bf16 or _has_native_bf16(self.use_cpu)
+        if self.auto_bf16 and not (self.fp16 or self.bf16) and _has_native_bf16(self.use_cpu):
+            self.bf16 = True
+            # Without a GPU, transformers takes bf16 for a mistake unless the CPU is asked for by name.
+            self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         super().__post_init__()
 
 

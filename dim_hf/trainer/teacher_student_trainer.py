@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer
 from dim_hf.data.collator import collate
 from dim_hf.ema import ema_decay_at, make_teacher, update_teacher
 from dim_hf.losses import supervised_loss
+from dim_hf.metrics.cases import check_structures
 from dim_hf.metrics.trainer_metrics import build_compute_metrics, class_structures
 from dim_hf.trainer.callbacks import DimProgressCallback
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
@@ -52,6 +53,10 @@ class TeacherStudentTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         self.structures = dict(structures or class_structures(model.config))
+        _check_structures(self.structures, model.config.num_labels)
+        if getattr(model, "auxiliary_head", None) is not None:
+            # Its loss is no part of the objective, and DDP would wait for its gradients.
+            model.auxiliary_head.requires_grad_(False)
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
             eval_dataset = {"validation": eval_dataset}
         if args.channels_last:
@@ -72,6 +77,7 @@ class TeacherStudentTrainer(Trainer):
         self.meters = Meters()
         self.skipped_steps = 0
         self._evaluated: nn.Module | None = None
+        self._evaluated_shape: torch.Size | None = None
 
     @property
     def scored_model(self) -> nn.Module:
@@ -107,20 +113,29 @@ class TeacherStudentTrainer(Trainer):
             mean over structures, then over domains, in [0, 1].
         """
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        by_prefix = {metric_key_prefix: datasets}
         if isinstance(datasets, Mapping):
-            metrics: dict[str, float] = {}
-            for domain, dataset in datasets.items():
-                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{domain}")
-            dices = [metrics[f"{metric_key_prefix}_{domain}_dice"] for domain in datasets]
-            summary = {f"{metric_key_prefix}_mean_dice": sum(dices) / len(dices)}
-            self.log(dict(summary))
-            return metrics | summary
+            by_prefix = {f"{metric_key_prefix}_{domain}": dataset for domain, dataset in datasets.items()}
+        metrics: dict[str, float] = {}
+        for prefix, dataset in by_prefix.items():
+            metrics |= self._evaluate_both(dataset, ignore_keys, prefix)
+        dices = [metrics[f"{prefix}_dice"] for prefix in by_prefix]
+        metrics[f"{metric_key_prefix}_mean_dice"] = sum(dices) / len(dices)
+        # Once, with everything: callbacks such as early stopping look for the score of the selection.
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate_both(self, dataset: Dataset, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
         other = "student" if self.args.scored_model == "teacher" else "teacher"
-        metrics = {}
-        for name, prefix in ((other, f"{metric_key_prefix}_{other}"), (self.args.scored_model, metric_key_prefix)):
-            self._evaluated = self._model_named(name)
+        loader = self.get_eval_dataloader(dataset)
+        metrics: dict[str, float] = {}
+        for name, key in ((other, f"{prefix}_{other}"), (self.args.scored_model, prefix)):
+            self._evaluated, self._evaluated_shape = self._model_named(name), None
             try:
-                metrics |= super().evaluate(datasets, ignore_keys, prefix)
+                metrics |= self.evaluation_loop(
+                    loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix=key
+                ).metrics
             finally:
                 self._evaluated = None
         return metrics
@@ -140,16 +155,26 @@ class TeacherStudentTrainer(Trainer):
             memory), and the labels (N, *S); loss and labels are None for images without labels.
         """
         inputs = self._prepare_inputs(inputs)
+        self._check_shape(inputs["pixel_values"].shape[2:])
         network = self._evaluated if self._evaluated is not None else self.scored_model
         was_training = network.training
         network.eval()
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             logits = network(pixel_values=inputs["pixel_values"].to(self.model.dtype)).logits
         network.train(was_training)
         labels = inputs.get("labels")
         logits = resize_logits(logits, inputs["pixel_values"].shape[2:])
         loss = None if labels is None else supervised_loss(logits, labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits.argmax(dim=1), labels)
+
+    def _check_shape(self, shape: torch.Size) -> None:
+        """Transformers joins all predictions into one array, so they need one size."""
+        if self._evaluated_shape not in (None, shape):
+            raise ValueError(
+                f"images of {tuple(self._evaluated_shape)} and of {tuple(shape)} pixels in one data set: "
+                "give the image processor a size"
+            )
+        self._evaluated_shape = shape
 
     # ---- log
 
@@ -167,14 +192,16 @@ class TeacherStudentTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the scored model (called by the user), or student and teacher (for a checkpoint)."""
-        if _internal_call:
+        at_root = Path(output_dir or self.args.output_dir).resolve() == Path(self.args.output_dir).resolve()
+        # `push_to_hub` of transformers saves at the root as it saves checkpoints: the scored model belongs there.
+        if _internal_call and not at_root:
             super().save_model(output_dir, _internal_call=True)
             return
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             self._save_network(self.scored_model, folder)
             (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n")
-        if self.args.push_to_hub:
+        if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def training_summary(self) -> dict[str, Any]:
@@ -195,6 +222,7 @@ class TeacherStudentTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         self._save_network(self.model, folder)
         self._save_network(self.teacher, folder / TEACHER_FOLDER)
+        (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n")
 
     def _save_network(self, network: nn.Module, folder: Path) -> None:
         self.accelerator.unwrap_model(network).save_pretrained(folder)
@@ -203,21 +231,36 @@ class TeacherStudentTrainer(Trainer):
         # As text: transformers' training_args.bin is a pickle, and nothing here reads it.
         (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        # By from_pretrained: transformers' own loading passes over weights whose saved names differ from the model's.
+        _load_weights(self.model, Path(resume_from_checkpoint))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._load_teacher(checkpoint)
+            _load_weights(self.teacher, Path(checkpoint) / TEACHER_FOLDER)
+            self.skipped_steps = json.loads((Path(checkpoint) / SUMMARY_FILE).read_text())["skipped_steps"]
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_teacher(self.state.best_model_checkpoint)
+        best = Path(self.state.best_model_checkpoint)
+        _load_weights(self.model, best)
+        _load_weights(self.teacher, best / TEACHER_FOLDER)
 
-    def _load_teacher(self, checkpoint: str) -> None:
-        folder = Path(checkpoint) / TEACHER_FOLDER
-        if not folder.is_dir():
-            raise ValueError(f"{checkpoint} holds no {TEACHER_FOLDER}/ folder: it was not written by this trainer")
-        loaded = type(self.teacher).from_pretrained(folder, dtype=self.teacher.dtype)
-        self.teacher.load_state_dict(loaded.state_dict())
+
+def _load_weights(network: nn.Module, folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}: the checkpoint was not written by this trainer, or not wholly")
+    loaded = type(network).from_pretrained(folder, dtype=network.dtype)
+    network.load_state_dict(loaded.state_dict())
+
+
+def _check_structures(structures: Mapping[str, list[int]], num_labels: int) -> None:
+    check_structures(structures)
+    for name, classes in structures.items():
+        if max(classes) >= num_labels:
+            raise ValueError(
+                f"structure {name!r} has the class {max(classes)}, but the classes are 0..{num_labels - 1}"
+            )
 
 
 def _to_channels_last(model: nn.Module) -> None:

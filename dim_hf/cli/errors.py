@@ -1,0 +1,15 @@
+"""How a command ends where the user can mend what is wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn errors of input and files into one sentence and exit code 1, without a traceback."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
