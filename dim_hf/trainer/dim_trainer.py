@@ -110,7 +110,7 @@ class DimTrainer(TeacherStudentTrainer):
             batch_sampler=self.batch_sampler,
             collate_fn=TwoStreamCollator(),
             num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
         )
         return self.accelerator.prepare(loader)

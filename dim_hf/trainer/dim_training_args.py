@@ -116,6 +116,7 @@ class DimTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"power": 0.9}
         self._set_batch_size()
         super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 needs a GPU: on a CPU it would silently be float32; use bf16 or neither")
 
