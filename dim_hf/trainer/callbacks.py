@@ -14,6 +14,8 @@ SHOWN = {
     "skipped_steps": "skipped",
 }
 
+LONG_EVALUATION = 20  # batches
+
 
 class DimProgressCallback(ProgressCallback):
     """One bar with rate, remaining time and the numbers that matter, instead of a dictionary a line.
@@ -44,6 +46,6 @@ class DimProgressCallback(ProgressCallback):
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Show a bar for long evaluations only while no training bar is there to be disturbed."""
-        if self.training_bar is None:
+        """Show a bar for long evaluations only, and only while no training bar is there to be disturbed."""
+        if self.training_bar is None and len(kwargs.get("eval_dataloader") or ()) >= LONG_EVALUATION:
             super().on_prediction_step(args, state, control, **kwargs)

@@ -91,6 +91,9 @@ class JobTrainingArguments(DimTrainingArguments):
     )
     metric_for_best_model: str | None = field(default="mean_dice", metadata={"help": "Score of the selection."})
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger score is better."})
+    disable_tqdm: bool | None = field(
+        default=False, metadata={"help": "Print lines instead of progress bars, for log files."}
+    )
     auto_bf16: bool = field(
         default=True, metadata={"help": "Compute in bf16 where the processor or GPU has it, unless fp16 is asked for."}
     )
