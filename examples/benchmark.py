@@ -1,6 +1,6 @@
 """What a step costs: plain, sharpness-aware, teacher-student and full DiM, in milliseconds and as ratios.
 
-python examples/benchmark.py --image_size 128 --hidden_sizes 16 32 64 128 --repeats 20
+python examples/benchmark.py --image_size 128 --hidden_sizes 16,32,64,128 --repeats 20
 
 The settings take their steps in turn, round after round, so that a machine whose speed drifts slows
 all of them alike; medians are compared. A plain step is the supervised one with the same number of

@@ -6,6 +6,7 @@ Both get the same labels (one site), steps and seed. Prints a per-site table; wr
 curves and bars as PNG; leaves each model in a folder that `from_pretrained` loads.
 """
 
+import shutil
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def main(config: str, output_dir: str, seed: int, short: bool, overrides: tuple[
     from dim_hf.metrics.figures import site_bars
     from dim_hf.metrics.report import format_comparison, format_table
     from dim_hf.trainer.comparison import setting_job
-    from dim_hf.trainer.job import run_job
+    from dim_hf.trainer.job import JOB_FILE, run_job
     from dim_hf.trainer.job_arguments import config_words
 
     words = [*config_words(config), *(SHORT if short else []), *overrides]
@@ -39,7 +40,10 @@ def main(config: str, output_dir: str, seed: int, short: bool, overrides: tuple[
         click.echo(f"\n== {setting} ==")
         with user_errors():
             job = setting_job(words, setting, seed, folder / setting)
-            job.training.resume_from_checkpoint = None  # a demo starts anew
+            # A demo starts anew. Only a folder that a run has marked as its own is removed.
+            job.training.resume_from_checkpoint = None
+            if (folder / setting / JOB_FILE).exists():
+                shutil.rmtree(folder / setting)
             results[setting] = run_job(job)
     tables = {setting: result.table for setting, result in results.items()}
     for setting, table in tables.items():

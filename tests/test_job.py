@@ -195,12 +195,25 @@ def test_finished_runs_are_read_back_and_other_jobs_refused(tmp_path):
     assert mean == pytest.approx(np.mean(means))
     assert sd == pytest.approx(np.std(means, ddof=1))
     assert "| supervised |" in format_summary(outcomes)
-    for field, value in (("max_steps", "3"), ("f_divergence", "kl"), ("ema_decay", "0.5"), ("optim", "sgd")):
+    for field, value in (("max_steps", "3"), ("f_divergence", "kl"), ("adam_beta1", "0.5"), ("optim", "sgd")):
         with pytest.raises(ValueError, match=f"was run with {field}="):
             run_settings([*words, f"--{field}", value], ["dim"], [0], tmp_path / "runs")
     (tmp_path / "runs" / "dim" / "seed0" / "results.json").unlink()  # as if it had been interrupted
     with pytest.raises(ValueError, match="was run with rho="):
         run_settings([*words, "--rho", "0.3"], ["dim"], [0], tmp_path / "runs")
+
+
+def test_used_folder_is_not_mixed_with_another_run(tmp_path):
+    words = ["--output_dir", str(tmp_path / "run")]
+    run_job(parse_job(write_config(tmp_path), words))
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"):
+        run_job(parse_job(write_config(tmp_path), [*words, "--seed", "7"]))
+    with pytest.raises(ValueError, match="was run with seed=42, now it is 7"):
+        run_job(parse_job(write_config(tmp_path), [*words, "--seed", "7", "--resume_from_checkpoint", "last"]))
+    assert (tmp_path / "run" / "results.json").exists()  # the earlier run is untouched
+    run_job(parse_job(write_config(tmp_path), [*words, "--resume_from_checkpoint", "last"]))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["cost"]["seconds_per_step"] is None
 
 
 def test_structures_and_class_names_are_checked(tmp_path):

@@ -11,8 +11,7 @@ import numpy as np
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, read_cases_csv, site_table
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
-from dim_hf.trainer.dim_training_args import DimTrainingArguments
-from dim_hf.trainer.job import JOB_FILE, job_as_json, run_job
+from dim_hf.trainer.job import refuse_other_job, run_job
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, job_with
 from dim_hf.trainer.job_report import RESULTS_FILE
 
@@ -76,7 +75,7 @@ def run_settings(words: Sequence[str], settings: Iterable[str], seeds: Iterable[
         for setting in settings:
             run = folder / setting / f"seed{seed}"
             job = setting_job(words, setting, seed, run)
-            _refuse_other_job(run, job)
+            refuse_other_job(run, job)
             if not (run / RESULTS_FILE).exists():
                 run_job(job)
             results = json.loads((run / RESULTS_FILE).read_text())
@@ -114,40 +113,13 @@ def format_summary(outcomes: Sequence[Outcome], metric: str = "dice", factor: fl
         "|---|" + "---|" * (len(domains) + 1),
     ]
     for setting, row in summary.items():
-        cells = [
-            f"{factor * mean:.1f} ± {factor * sd:.1f}" if sd == sd else f"{factor * mean:.1f}"
-            for mean, sd in row.values()
-        ]
-        seconds = [o.results["cost"]["seconds_per_step"] for o in outcomes if o.setting == setting]
-        lines.append(f"| {setting} | {' | '.join(cells)} | {1000 * float(np.median(seconds)):.0f} |")
+        cells = [_mean_and_sd(factor * mean, factor * sd) for mean, sd in row.values()]
+        costs = [o.results["cost"]["seconds_per_step"] for o in outcomes if o.setting == setting]
+        known = [1000 * cost for cost in costs if cost is not None]
+        lines.append(f"| {setting} | {' | '.join(cells)} | {f'{np.median(known):.0f}' if known else '–'} |")
     seeds = sorted({outcome.seed for outcome in outcomes})
     return "\n".join(lines) + f"\n\n{metric}, mean of structures; mean ± sd over seeds {', '.join(map(str, seeds))}.\n"
 
 
 def _mean_and_sd(mean: float, sd: float) -> str:
     return f"{mean:.1f}" if np.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
-
-
-# Fields of transformers that, besides the method's own, make two runs different experiments.
-_DEFINING = {
-    "max_steps", "num_train_epochs", "optim", "optim_args", "warmup_steps", "max_grad_norm", "data_seed", "bf16",
-    "gradient_accumulation_steps", "load_best_model_at_end", "metric_for_best_model", "eval_steps", "seed",
-}  # fmt: skip
-_IRRELEVANT = {"logging_steps", "remove_unused_columns", "ddp_find_unused_parameters", "channels_last"}
-
-
-def _refuse_other_job(run: Path, job: Job) -> None:
-    """A run that is there, finished or not, may only stand for the job that is asked for."""
-    if not (run / JOB_FILE).exists():
-        return
-    found = json.loads((run / JOB_FILE).read_text())
-    defining = _DEFINING | (set(DimTrainingArguments.__annotations__) - _IRRELEVANT)
-    wanted = json.loads(json.dumps(job_as_json(job), default=str))
-    wanted["training"] = {name: value for name, value in wanted["training"].items() if name in defining}
-    for part, fields in wanted.items():
-        for name, value in fields.items():
-            if found[part].get(name) != value:
-                raise ValueError(
-                    f"{run} was run with {name}={found[part].get(name)!r}, now it is {value!r}: "
-                    "choose another --output_dir"
-                )

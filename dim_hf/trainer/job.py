@@ -1,7 +1,6 @@
 """A training job from end to end: data, checks, split, training, test scores, files to look at."""
 
 import json
-import math
 import resource
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from dim_hf.metrics.report import SiteTable, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import ALL_LABELED, PHANTOM_PREFIX, DataArguments, Job, ModelArguments
-from dim_hf.trainer.job_report import write_report
+from dim_hf.trainer.job_report import RESULTS_FILE, write_report
 
 JOB_FILE = "job.json"
 
@@ -170,13 +169,13 @@ def run_job(job: Job) -> JobResult:
         ValueError: for any fault in data or arguments, before a step is taken.
     """
     trainer, test, split = make_trainer(job)
-    if trainer.is_world_process_zero():
-        folder = Path(job.training.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n")
+    checkpoint = _checkpoint_to_resume(job)
+    with trainer.args.main_process_first():
+        if trainer.is_world_process_zero():
+            _prepare_folder(job, checkpoint)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    trained = trainer.train(resume_from_checkpoint=_checkpoint_to_resume(job))
+    trained = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     predictions, cases = score_test_sets(trainer, test)
     table = site_table(cases)
@@ -190,6 +189,52 @@ def run_job(job: Job) -> JobResult:
         }
         write_report(result.output_dir, summary, table, cases, trainer.state.log_history)
     return result
+
+
+# Training fields in which two runs of one experiment may differ: where files go, and what is shown.
+_IRRELEVANT = (
+    "output_dir", "resume", "run_name", "project", "logging", "log_", "report_to", "disable_tqdm", "save_", "hub",
+    "push_to_hub", "trackio", "dataloader", "remove_unused", "ddp_", "debug", "skip_memory",
+)  # fmt: skip
+
+
+def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> None:
+    """A run that is there, finished or not, may only stand for the job that is asked for.
+
+    Args:
+        folder: of the run; one without `job.json` is new.
+        job: what is asked for.
+        but: further fields that may differ.
+
+    Raises:
+        ValueError: naming the first field that differs, and both values.
+    """
+    if not (folder / JOB_FILE).exists():
+        return
+    found = json.loads((folder / JOB_FILE).read_text())
+    wanted = json.loads(json.dumps(job_as_json(job), default=str))
+    for part, fields in wanted.items():
+        for name, value in fields.items():
+            if found[part].get(name) != value and not name.startswith((*_IRRELEVANT, *but)):
+                raise ValueError(
+                    f"{folder} was run with {name}={found[part].get(name)!r}, now it is {value!r}: "
+                    "choose another --output_dir"
+                )
+
+
+def _prepare_folder(job: Job, checkpoint: str | None) -> None:
+    """State the job in its folder; a folder of another run is not mixed with this one."""
+    folder = Path(job.training.output_dir)
+    if checkpoint is None and folder.is_dir() and get_last_checkpoint(str(folder)):
+        raise ValueError(
+            f"{folder} holds checkpoints of an earlier run: choose another --output_dir, or go on with that run by "
+            "--resume_from_checkpoint last"
+        )
+    if checkpoint is not None:
+        refuse_other_job(folder, job, but=("max_steps",))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESULTS_FILE).unlink(missing_ok=True)  # written last: its presence says that the run is complete
+    (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n")
 
 
 def score_test_sets(
@@ -262,7 +307,7 @@ def _parse_structures(text: str | None) -> dict[str, list[int]] | None:
     return structures
 
 
-def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float]:
+def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float | None]:
     """Seconds a step and images a second over the whole training (validation included), peak memory in GiB.
 
     On a GPU the memory is the run's; on a CPU it is the process's, whatever else ran in it before.
@@ -272,8 +317,8 @@ def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float]:
     on_gpu = trainer.args.device.type == "cuda"
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
-        "seconds_per_step": 1 / rate if rate else math.nan,
-        "images_per_second": rate * images * trainer.args.world_size,
+        "seconds_per_step": 1 / rate if rate else None,  # a finished run that was resumed takes no step
+        "images_per_second": rate * images * trainer.args.world_size if rate else None,
         "peak_memory_gib": peak / 2**30,
     }
 
