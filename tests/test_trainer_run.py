@@ -152,6 +152,12 @@ def test_skipped_steps_survive_a_resume(tmp_path):
     assert again.training_summary()["skipped_steps"] == 2
 
 
+def test_each_data_set_may_have_a_size_of_its_own(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    for size in (32, 24):
+        assert trainer.predict(TinyImages(2, size=size)).predictions.shape == (2, size, size)
+
+
 def test_images_of_several_sizes_are_refused_with_a_sentence(tmp_path):
     images = TinyImages(2)
     images.samples[1] = {key: value[..., :24] for key, value in images.samples[1].items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from dim_hf.data.collator import collate
 from dim_hf.ema import ema_decay_at, make_teacher, update_teacher
@@ -131,7 +132,7 @@ class TeacherStudentTrainer(Trainer):
         loader = self.get_eval_dataloader(dataset)
         metrics: dict[str, float] = {}
         for name, key in ((other, f"{prefix}_{other}"), (self.args.scored_model, prefix)):
-            self._evaluated, self._evaluated_shape = self._model_named(name), None
+            self._evaluated = self._model_named(name)
             try:
                 metrics |= self.evaluation_loop(
                     loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix=key
@@ -139,6 +140,11 @@ class TeacherStudentTrainer(Trainer):
             finally:
                 self._evaluated = None
         return metrics
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """One pass over one data set, by `evaluate` or `predict`: its images are of one size, another's may differ."""
+        self._evaluated_shape = None
+        return super().evaluation_loop(*args, **kwargs)
 
     @torch.no_grad()
     def prediction_step(
