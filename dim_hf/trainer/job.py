@@ -18,7 +18,7 @@ from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.folders import read_folders
 from dim_hf.data.phantoms import PHANTOMS, make_phantom
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
-from dim_hf.metrics.cases import CaseResult, score_case
+from dim_hf.metrics.cases import CaseResult, default_structures, score_case
 from dim_hf.metrics.report import SiteTable, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.dim_trainer import DimTrainer
@@ -77,7 +77,7 @@ def load_source(data: DataArguments) -> Source:
     if len(set(data.class_names)) != len(data.class_names) or len(data.class_names) < 2:
         raise ValueError(f"class_names must be at least two different names, got {data.class_names}")
     id2label = dict(enumerate(data.class_names))
-    structures = _parse_structures(data.structures) or {name: [i] for i, name in id2label.items() if i != 0}
+    structures = _parse_structures(data.structures) or default_structures(id2label)
     return Source(rows, id2label, structures, data.num_channels, spatial_dims=2)
 
 

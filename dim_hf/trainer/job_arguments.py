@@ -140,8 +140,7 @@ def parse_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         ValueError: for an unreadable file, an unknown field or a value out of its range.
     """
-    values = {} if config is None else _read_config(Path(config))
-    words = [word for name, value in values.items() for word in _as_words(name, value)]
+    words = [] if config is None else config_words(config)
     return _parse([*words, *overrides], origin=config)
 
 
