@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim_hf.data.rows import row_features
-from dim_hf.data.splits import semi_supervised_split
+from dim_hf.data.splits import mark_test_patients, semi_supervised_split
 
 
 def rows_of(cases):
@@ -231,3 +231,38 @@ def test_impossible_splits_are_refused(cases, changes, message):
 def test_rows_without_a_column_are_refused():
     with pytest.raises(ValueError, match=r"lack the columns \['split'\]"):
         semi_supervised_split(rows_of(CASES).remove_columns("split"), **OPTIONS)
+
+
+def test_a_labeled_order_comes_first_whatever_the_seed():
+    order = [None, 1, None, 0, None, None]
+    rows = rows_of([("a", f"n{i}", f"p{i}", "train" if i < 5 else "test", True) for i in range(6)])
+    rows = rows.add_column("labeled_order", order)
+    for seed in range(3):
+        split = semi_supervised_split(rows, labeled_domain="a", num_labeled=2, num_validation=1, seed=seed)
+        assert sorted(split.labeled["name"]) == ["n1", "n3"]
+        assert split.validation["name"][0] in ("n0", "n2", "n4")
+    split = semi_supervised_split(rows, labeled_domain="a", num_labeled=1, num_validation=0, seed=0)
+    assert split.labeled["name"] == ["n3"]
+
+
+def test_a_published_split_by_image_is_kept_only_when_allowed():
+    rows = rows_of(
+        [("a", "n0", "p0", "train", True), ("a", "n1", "p0", "test", True), ("a", "n2", "p1", "train", True)]
+    )
+    arguments = {"labeled_domain": "a", "num_labeled": 1, "num_validation": 0, "seed": 0}
+    with pytest.raises(ValueError, match="allow_shared_patients"):
+        semi_supervised_split(rows, **arguments)
+    split = semi_supervised_split(rows, **arguments, allow_shared_patients=True)
+    assert split.test["a"]["name"] == ["n1"]
+    assert sorted([*split.labeled["name"], *split.unlabeled["name"]]) == ["n0", "n2"]
+
+
+def test_marked_test_patients_are_those_that_training_would_draw():
+    rows = rows_of([(domain, f"n{i}", f"p{i // 2}", "", True) for domain in "ab" for i in range(12)])
+    marked = mark_test_patients(rows, seed=3, test_fraction=0.3)
+    drawn = semi_supervised_split(rows, labeled_domain="a", num_labeled=2, num_validation=0, seed=3, test_fraction=0.3)
+    for domain in "ab":
+        columns = zip(marked["name"], marked["domain"], marked["split"], strict=True)
+        names = {name for name, of, split in columns if (of, split) == (domain, "test")}
+        assert names == set(drawn.test[domain]["name"])
+    assert set(marked["split"]) == {"train", "test"}

@@ -1,6 +1,6 @@
 """The row format that every reader writes and everything downstream reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import datasets
@@ -9,21 +9,33 @@ from datasets.features.features import FeatureType
 
 COLUMNS = ("image", "label", "domain", "patient", "name", "split")
 SPLITS = ("train", "validation", "test")
+# Free columns that this package reads; every other one is text.
+TYPED_COLUMNS = {
+    "spacing_mm": datasets.List(datasets.Value("float64")),  # along the array's axes: (H, W) of a slice
+    "affine": datasets.List(datasets.Value("float64")),  # 16 numbers, by rows: voxel of `volume` to RAS mm
+    "volume": datasets.Value("string"),  # the volume that a slice was cut from
+    "slice_index": datasets.Value("int64"),
+    "slice_axis": datasets.Value("int64"),  # axis of the volume's array
+    "num_slices": datasets.Value("int64"),
+    "labeled_order": datasets.Value("int64"),  # place among the domain's labeled images, for a fixed labeled subset
+}
 
 
-def row_features(image: FeatureType, label: FeatureType | None = None) -> datasets.Features:
+def row_features(image: FeatureType, label: FeatureType | None = None, free: Iterable[str] = ()) -> datasets.Features:
     """Typed columns of a row.
 
     Args:
         image: Feature of the image: `datasets.Image()`, `datasets.Nifti()` or an `ArrayND`.
         label: Feature of the label map; the image's own when None.
+        free: Names of further columns: those of `TYPED_COLUMNS` as they are there, others text.
 
     Returns:
-        `image`, `label` (may be null), `domain`, `patient`, `name` (unique within its domain) and `split`
-        ("train", "validation", "test", or "" for undecided).
+        `image`, `label` (may be null), `domain`, `patient`, `name` (unique within its domain), `split`
+        ("train", "validation", "test", or "" for undecided), and the free columns.
     """
     texts = {column: datasets.Value("string") for column in COLUMNS[2:]}
-    return datasets.Features({"image": image, "label": image if label is None else label, **texts})
+    typed = {column: TYPED_COLUMNS.get(column, datasets.Value("string")) for column in free}
+    return datasets.Features({"image": image, "label": image if label is None else label, **texts, **typed})
 
 
 def require_columns(rows: datasets.Dataset, columns: Sequence[str] = COLUMNS) -> None:

@@ -53,6 +53,7 @@ class _Case(NamedTuple):
     split: str
     has_label: bool
     index: int
+    order: int | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -69,6 +70,7 @@ def semi_supervised_split(
     seed: int,
     test_fraction: float = 0.2,
     unlabeled_domains: Sequence[str] | None = None,
+    allow_shared_patients: bool = False,
 ) -> SemiSupervisedSplit:
     """Split rows into labeled, unlabeled, validation and test images.
 
@@ -81,10 +83,12 @@ def semi_supervised_split(
     - Validation: the rows of the labeled domain marked "validation", if any; otherwise whole patients from the end
       of the permuted order, until they have at least `num_validation` images.
     - Labeled: the first `num_labeled` images in the permuted order of patients, sorted by name within a patient. For
-      one seed, a smaller labeled set is therefore contained in a larger one.
+      one seed, a smaller labeled set is therefore contained in a larger one. Where the rows have a `labeled_order`,
+      images with a place in it come first, in that order, whatever the seed.
     - Unlabeled: every other training image of `unlabeled_domains`.
 
     No patient is in two of training, validation and test; a labeled patient's other images may be unlabeled ones.
+    With `allow_shared_patients` every image counts as a patient of its own: some published splits go by image.
 
     Args:
         rows: Rows as a reader of this package gives them.
@@ -95,6 +99,7 @@ def semi_supervised_split(
         seed: Seed of the draw.
         test_fraction: Share of a domain's patients to draw for test, in [0, 1).
         unlabeled_domains: Domains that unlabeled images come from; all by default.
+        allow_shared_patients: Keep marked splits that divide a patient's images.
 
     Raises:
         ValueError: If a domain is unknown, a number is out of range, there are not enough images or none for a part,
@@ -103,6 +108,8 @@ def semi_supervised_split(
     require_columns(rows)
     cases = _cases(rows)
     _check_arguments(cases, labeled_domain, num_labeled, num_validation, seed, test_fraction, unlabeled_domains)
+    if allow_shared_patients:
+        cases = [case._replace(patient=case.name) for case in cases]
     _check_patients(cases)
     domains = sorted({case.domain for case in cases})
     test_patients = {(d, p) for d in domains for p in _test_patients(_of(cases, d), d, seed, test_fraction)}
@@ -134,13 +141,39 @@ def semi_supervised_split(
     )
 
 
+def mark_test_patients(rows: datasets.Dataset, *, seed: int, test_fraction: float) -> datasets.Dataset:
+    """Write the test images that `semi_supervised_split` would draw into the `split` column, the rest as training.
+
+    Args:
+        rows: Rows of a reader; domains with rows marked "test" keep their split.
+        seed: Seed of the draw.
+        test_fraction: Share of a domain's patients, in [0, 1).
+
+    Returns:
+        The rows with every split filled in; a patient that a row marks as "test" is one wholly.
+
+    Raises:
+        ValueError: If a split is unknown or a name occurs twice in a domain.
+    """
+    cases = _cases(rows)
+    split = list(rows["split"])
+    for domain in sorted({case.domain for case in cases}):
+        own = _of(cases, domain)
+        patients = set(_test_patients(own, domain, seed, test_fraction))
+        for case in own:
+            split[case.index] = case.split or ("test" if case.patient in patients else "train")
+    return rows.remove_columns("split").add_column("split", split)
+
+
 def _cases(rows: datasets.Dataset) -> list[_Case]:
-    texts = rows.select_columns(["domain", "name", "patient", "split"]).with_format(None)[:]
-    columns = zip(texts["domain"], texts["name"], texts["patient"], texts["split"], strict=True)
+    wanted = ["domain", "name", "patient", "split"] + ["labeled_order"] * ("labeled_order" in rows.column_names)
+    texts = rows.select_columns(wanted).with_format(None)[:]
+    orders = texts.get("labeled_order", [None] * len(rows))
+    columns = zip(texts["domain"], texts["name"], texts["patient"], texts["split"], orders, strict=True)
     labels = is_present(rows, "label")
     cases = [
-        _Case(domain, name, patient or name, split or "", bool(labels[index]), index)
-        for index, (domain, name, patient, split) in enumerate(columns)
+        _Case(domain, name, patient or name, split or "", bool(labels[index]), index, order)
+        for index, (domain, name, patient, split, order) in enumerate(columns)
     ]
     if not cases:
         raise ValueError("there are no rows to split; check the folder or manifest that they come from")
@@ -193,7 +226,8 @@ def _check_patients(cases: list[_Case]) -> None:
         if len(splits) > 1:
             raise ValueError(
                 f"patient {patient!r} of domain {domain!r} is in {sorted(splits)} at once (an empty split counts as "
-                "train); correct the split column, or name no patients where a published split goes by image"
+                "train); correct the split column, or allow it where a published split goes by image "
+                "(allow_shared_patients)"
             )
 
 
@@ -210,7 +244,7 @@ def _test_patients(cases: list[_Case], domain: str, seed: int, fraction: float) 
 
 
 def _labeled_order(training: list[_Case], domain: str, seed: int) -> list[_Case]:
-    """The training images with a mask of `domain`, in the permuted order of their patients."""
+    """The training images with a mask of `domain`: those with a place in it first, the others by permuted patients."""
     pool = [case for case in _of(training, domain) if case.has_label]
     if not pool:
         raise ValueError(
@@ -218,7 +252,12 @@ def _labeled_order(training: list[_Case], domain: str, seed: int) -> list[_Case]
         )
     patients = sorted({case.patient for case in pool})
     rank = {patients[i]: place for place, i in enumerate(seeded_permutation(len(patients), seed, "labeled", domain))}
-    return sorted(pool, key=lambda case: (rank[case.patient], case.name))
+    unplaced = len(pool) + max((case.order for case in pool if case.order is not None), default=0)
+
+    def place(case: _Case) -> tuple[int, int, str]:
+        return (unplaced if case.order is None else case.order, rank[case.patient], case.name)
+
+    return sorted(pool, key=place)
 
 
 def _validation(cases: list[_Case], pool: list[_Case], domain: str, count: int) -> list[_Case]:
