@@ -1,0 +1,170 @@
+"""`dim-hf import`: a layout of the field becomes one manifest."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dim_hf.cli.errors import user_errors
+
+if TYPE_CHECKING:
+    from dim_hf.data.importers.importing import ImportJob
+
+
+class _LayoutHelp(click.Command):
+    """Lists the layouts below the options."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the layouts, then the examples."""
+        from dim_hf.data.importers.registry import LAYOUTS
+
+        with formatter.section("Layouts"):
+            formatter.write_dl([(layout.name, layout.tree) for layout in LAYOUTS.values()])
+        with formatter.section("Examples"):
+            for line in (
+                "dim-hf import drishti-gs1 downloads/Drishti-GS1 data/fundus",
+                "dim-hf import rimone-dl downloads/RIM-ONE_DL data/fundus --append",
+                "dim-hf import saml downloads/prostate.zip data/prostate --slices axial --test-fraction 0.2",
+            ):
+                formatter.write_text(line)
+
+
+def _json_object(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise click.BadParameter(f"{value!r} is no JSON ({error})") from error
+    if not isinstance(parsed, dict):
+        raise click.BadParameter(f'{value!r} is no JSON object like {{"0": 0, "255": 1}}')
+    return parsed
+
+
+def _whole_numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[int, int] | None:
+    parsed = _json_object(ctx, parameter, value)
+    try:
+        return parsed and {int(key): int(number) for key, number in parsed.items()}
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(f"{value!r} must map whole numbers to whole numbers") from error
+
+
+@click.command(cls=_LayoutHelp)
+@click.argument("layout")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--append", is_flag=True, help="Add the domains to the manifest that is in OUT.")
+@click.option("--domain", help="Name of the domain, for layouts that hold one.")
+@click.option("--patient-pattern", help=r"Regular expression with one group that finds the patient in a file's stem.")
+@click.option("--class-names", help="Names of the classes 0..K-1, with commas, where the layout states none.")
+@click.option("--structures", callback=_json_object, help='Nested structures, e.g. {"disc": [1, 2], "cup": [2]}.')
+@click.option("--label-map", callback=_whole_numbers, help='Value in the masks to class, e.g. {"0": 0, "255": 1}.')
+@click.option("--partition", help="Which published partition counts, e.g. randomly or by_hospital of RIM-ONE DL.")
+@click.option("--modality", type=click.IntRange(min=0), help="Which channel of images that have several.")
+@click.option(
+    "--disc-crop",
+    type=click.FloatRange(min=0),
+    default=1.42,
+    show_default=True,
+    help="drishti-gs1: side of the square about the disc, in extents of the disc; 0 keeps whole images.",
+)
+@click.option(
+    "--slices",
+    "plane",
+    type=click.Choice(["auto", "axial", "coronal", "sagittal"]),
+    help="Cut volumes into slices for 2D training; auto cuts across the coarsest axis.",
+)
+@click.option(
+    "--spacing-mm",
+    type=click.FloatRange(min=0, min_open=True),
+    nargs=3,
+    default=None,
+    help="Resample volumes to this spacing (x, y, z).",
+)
+@click.option("--trust-image-geometry", is_flag=True, help="Label volumes take the geometry of their image.")
+@click.option("--in-place", is_flag=True, help="Leave images that need no change where they are.")
+@click.option(
+    "--split-file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="CSV with domain, source_file (or name), split and perhaps train_order: a fixed split.",
+)
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Draw this share of the patients for test in domains without a published split.",
+)
+@click.option("--split-seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of that draw.")
+@click.option("--skip-broken", is_flag=True, help="Leave out what cannot be read, and say so in the description.")
+@click.option(
+    "--format",
+    "manifest_format",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="Format of the manifest.",
+)
+@click.option("--licence", help="Licence of the data, where the layout states none or another.")
+@click.option("--push-to-hub", metavar="ORG/NAME", help="Publish the data set there afterwards.")
+@click.option("--private", is_flag=True, help="Publish it for yourself only.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    layout: str, source: Path, target: Path, *, push_to_hub: str | None, private: bool, quiet: bool, **options: Any
+) -> None:
+    """Import SOURCE, a folder or archive in LAYOUT, into the new folder OUT.
+
+    OUT gets a manifest (image, label, domain, patient, name, split), the images, and label maps with the classes
+    0..K-1. SOURCE is only read.
+    """  # fmt: skip
+    from dim_hf.data.importers.importing import import_dataset
+    from dim_hf.data.sources import load_source
+
+    with user_errors():
+        manifest = import_dataset(_job(layout, source, target, options), progress=not quiet)
+        loaded = load_source(str(manifest))
+        click.echo(_counts(loaded.rows))
+        click.echo(f"\n{manifest}\nNext: dim-hf doctor {target}")
+        if push_to_hub:
+            from dim_hf.data.hub.push import publish
+
+            click.echo(publish(loaded.rows, loaded.description, push_to_hub, private=private))
+
+
+def _job(layout: str, source: Path, target: Path, options: dict[str, Any]) -> "ImportJob":
+    from dim_hf.data.importers.cases import ImportOptions
+    from dim_hf.data.importers.importing import ImportJob
+    from dim_hf.data.importers.writer import WriteOptions
+
+    names = options.pop("class_names")
+    options["class_names"] = [name.strip() for name in names.split(",")] if names else None
+    options["spacing_mm"] = options["spacing_mm"] or None
+    parts = {
+        part: {name: options.pop(name) for name in list(options) if name in part.__dataclass_fields__}
+        for part in (ImportOptions, WriteOptions)
+    }
+    return ImportJob(
+        layout,
+        source,
+        target,
+        find=ImportOptions(**parts[ImportOptions]),
+        write=WriteOptions(**parts[WriteOptions]),
+        **options,
+    )
+
+
+def _counts(rows: Any) -> str:
+    """Images of each domain by split, and how many have a label map."""
+    from collections import Counter
+
+    from dim_hf.data.rows import is_present
+
+    labeled = is_present(rows, "label")
+    domains, splits = rows["domain"], rows["split"]
+    counts = Counter(zip(domains, splits, strict=True))
+    present = Counter(domain for domain, has_label in zip(domains, labeled, strict=True) if has_label)
+    lines = []
+    for domain in dict.fromkeys(domains):
+        parts = [f"{counts[domain, split]} {split or 'undecided'}" for split in ("train", "validation", "test", "")]
+        shown = ", ".join(part for part in parts if not part.startswith("0 "))
+        lines.append(f"{domain}: {shown}; {present[domain]} with a label map")
+    return "\n".join(lines)

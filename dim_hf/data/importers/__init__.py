@@ -1,0 +1,1 @@
+"""Reads the field's layouts and writes each as one manifest."""

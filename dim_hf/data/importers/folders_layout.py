@@ -1,0 +1,220 @@
+"""A folder for each domain with images and masks, of pictures or of volumes, whose label values may be any."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from dim_hf.data.images import EXTENSIONS, picture_facts, read_mask
+from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
+from dim_hf.data.importers.finding import MAX_VALUES, count_of, label_values, read_pictures, relative
+from dim_hf.data.importers.volume_folders import copies, read_pair
+from dim_hf.data.parallel import parallel_map
+from dim_hf.data.patients import compile_pattern, patient_of
+from dim_hf.data.trees import Formats, Pair, domain_pairs
+from dim_hf.data.volumes.volume import VOLUME_EXTENSIONS, is_volume_file, read_volume
+from dim_hf.metrics.cases import default_structures
+
+FOLDERS_TREE = "<domain>/{images,masks}/ or <domain>/{train,test}/{image,mask}/, pictures or volumes"
+IGNORED = 255
+"""Value of ignored pixels, in masks and in label maps."""
+
+_FORMATS = Formats(
+    "an image or volume", (*EXTENSIONS, *VOLUME_EXTENSIONS), companions=(".raw", ".zraw", ".raw.gz", ".img")
+)
+_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
+# Modes whose pixels are read as a file holds them.
+_PLAIN_MODES = ("L", "RGB", "I;16")
+_JPEG = (".jpg", ".jpeg")
+_Result = TypeVar("_Result")
+
+
+def find_folders(root: Path, options: ImportOptions) -> Found:
+    """Find the images of the plain layouts (`trees.domain_pairs`).
+
+    Without `label_map` the masks are read, and `resolve_label_map` says what becomes of their values. A mask that
+    cannot be read has no part in it: reading its case raises the error.
+
+    Args:
+        root: Holds a folder for each domain.
+        options: `patient_pattern`, `label_map`, `class_names` and `structures` are used.
+
+    Raises:
+        ValueError: If the tree is none of the layouts, pictures and volumes are mixed, no mask can be read, or the
+            values are ambiguous.
+    """
+    root = Path(os.path.abspath(root))
+    pattern = compile_pattern(options.patient_pattern)
+    pairs = domain_pairs(root, _FORMATS)
+    is_volume = _are_volumes(pairs)
+    mapping = options.label_map
+    if mapping is None:
+        values = _values_of([pair.mask for pair in pairs if pair.mask])
+        mapping = resolve_label_map(values, options.class_names, str(root))
+    id2label = _class_names(mapping, options.class_names)
+    facts = _map(_channels_and_copies, [pair.image for pair in pairs], "reading headers")
+    cases = [
+        Case(
+            domain=pair.domain,
+            patient=patient_of(pair.image, pair.stem, pattern),
+            name=pair.stem,
+            split=pair.split,
+            source=pair.image,
+            read=partial(read_pair if is_volume else read_pictures, pair.image, pair.mask, mapping),
+            copies=as_it_is,
+            columns={"source_file": relative(pair.image, root)},
+        )
+        for pair, (_, as_it_is) in zip(pairs, facts, strict=True)
+    ]
+    return Found(
+        cases=cases,
+        id2label=id2label,
+        structures=options.structures or default_structures(id2label),
+        label_values={str(value): label for value, label in sorted(mapping.items())},
+        num_channels=max(channels for channels, _ in facts),
+        spatial_dims=3 if is_volume else 2,
+        split_rule=_split_rule(pairs),
+        notes=_notes(pairs),
+    )
+
+
+FOLDERS = Layout("folders", FOLDERS_TREE, find_folders)
+
+
+def resolve_label_map(values: Iterable[int], class_names: Sequence[str] | None, where: str) -> dict[int, int]:
+    """What the values of masks mean, where nobody says it.
+
+    With K the number of `class_names`, or the largest value + 1 (at most `MAX_VALUES`) without them:
+
+    - 0 and 255 alone are background and foreground.
+    - Values in 0..K-1 are class ids.
+    - 255 beside all of 0..K-1 marks ignored pixels, and stays.
+    - Other values are numbered in ascending order.
+
+    Args:
+        values: All values that occur in the masks.
+        class_names: Names of the classes, or None.
+        where: Named in errors.
+
+    Returns:
+        Value → class id, or 255 for ignored pixels.
+
+    Raises:
+        ValueError: If a value is negative, there are more than `MAX_VALUES`, their number is not that of the names, or
+            255 may be a class or ignored.
+
+    >>> resolve_label_map([0, 255], None, "data")
+    {0: 0, 255: 1}
+    >>> resolve_label_map([0, 128, 255], None, "data")
+    {0: 0, 128: 1, 255: 2}
+    >>> resolve_label_map([0, 1, 255], None, "data")
+    {0: 0, 1: 1, 255: 255}
+    """
+    found = sorted(set(values))
+    names = len(class_names) if class_names else None
+    stated = f"the masks of {where} hold the values {found[:MAX_VALUES]}"
+    if found and found[0] < 0:
+        raise ValueError(f"{stated}; say with a label map what each means, since one is negative")
+    if len(found) > MAX_VALUES:
+        raise ValueError(f"{stated} and more; say with a label map what each means")
+    others = [value for value in found if value != IGNORED]
+    if found in ([0, IGNORED], [IGNORED]):
+        mapping = {0: 0, IGNORED: 1}
+    elif IGNORED not in found and (not found or found[-1] < (names or MAX_VALUES)):
+        return {value: value for value in range(names or max(found[-1] + 1 if found else 0, 2))}
+    elif IGNORED in found and others == list(range(names or len(others))):
+        return {**{value: value for value in others}, IGNORED: IGNORED}
+    elif IGNORED in found and names and others[-1] < names:
+        raise ValueError(f"{stated}, and {IGNORED} may be a class or ignored pixels; say which with a label map")
+    else:
+        mapping = {value: index for index, value in enumerate(found)}
+    if names and len(mapping) != names:
+        raise ValueError(
+            f"{stated}, {len(mapping)} classes, but {names} are named ({', '.join(class_names)}); correct the names, "
+            "or say with a label map what each value means"
+        )
+    return mapping
+
+
+def _class_names(mapping: Mapping[int, int], names: Sequence[str] | None) -> dict[int, str]:
+    classes = set(mapping.values())
+    wrong = sorted(classes - set(range(IGNORED + 1)))
+    if not mapping or wrong:
+        raise ValueError(f"a label map gives class ids from 0, or {IGNORED} for ignored pixels, got {dict(mapping)}")
+    num_classes = max(max(classes - {IGNORED}, default=0) + 1, 2)
+    if names is None:
+        names = ["background", "foreground"]
+        if num_classes > 2:
+            names = ["background", *(f"class_{index}" for index in range(1, num_classes))]
+    if len(names) < num_classes:
+        raise ValueError(
+            f"{len(names)} classes are named ({', '.join(names)}), but the label map has the class {num_classes - 1}; "
+            "name every class"
+        )
+    return dict(enumerate(names))
+
+
+def _are_volumes(pairs: Sequence[Pair]) -> bool:
+    files = [file for pair in pairs for file in (pair.image, pair.mask) if file]
+    volumes = [is_volume_file(file) for file in files]
+    if any(volumes) and not all(volumes):
+        raise ValueError(
+            f"pictures and volumes are mixed, such as {files[volumes.index(False)]} and {files[volumes.index(True)]}; "
+            "import them from two folders"
+        )
+    return any(volumes)
+
+
+def _values_of(masks: Sequence[Path]) -> set[int]:
+    """The values of all masks that can be read; if there is none, the first one's error."""
+    results = _map(_values_or_error, masks, "reading label values")
+    values = [result for result in results if not isinstance(result, ValueError)]
+    if results and not values:
+        raise results[0]
+    return set().union(*values)
+
+
+def _values_or_error(mask: Path) -> list[int] | ValueError:
+    try:
+        array = read_volume(mask).array if is_volume_file(mask) else read_mask(mask)
+        values = label_values(array, mask)
+    except ValueError as error:
+        return error
+    if mask.suffix.lower() in _JPEG and not set(values) <= {0, IGNORED}:
+        return ValueError(
+            f"{mask} is JPEG-compressed and holds the values {values[:8]}, which are not those that were drawn; write "
+            "masks as PNG"
+        )
+    return values
+
+
+def _channels_and_copies(image: Path) -> tuple[int, bool]:
+    """Channels of an image, and whether a data set can hold its file as it is; from the header."""
+    if is_volume_file(image):
+        return 1, copies(image)
+    try:
+        facts = picture_facts(image)
+    except ValueError:  # reading the case will say so
+        return 1, False
+    is_grey = facts.mode in _GREY_MODES or facts.mode.startswith("I;16")
+    return (1 if is_grey else 3), facts.mode in _PLAIN_MODES and not facts.has_alpha
+
+
+def _map(function: Callable[[Path], _Result], files: Sequence[Path], description: str) -> list[_Result]:
+    return parallel_map(function, files, description=description, unit="file", progress=sys.stderr.isatty())
+
+
+def _split_rule(pairs: Sequence[Pair]) -> str:
+    published = sorted({pair.split for pair in pairs if pair.split})
+    if not published:
+        return "none published"
+    undecided = sorted({pair.domain for pair in pairs if not pair.split})
+    rule = f"the folders {', '.join(published)}"
+    return f"{rule}; none in {', '.join(undecided)}" if undecided else rule
+
+
+def _notes(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    unlabeled = sum(pair.mask is None for pair in pairs)
+    return (f"{count_of(unlabeled, 'image')} without a mask",) if unlabeled else ()

@@ -1,0 +1,81 @@
+"""Where an import writes: aside first, in place by renaming, so that an interrupted one leaves nothing half done."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dim_hf.data.manifest import find_manifest
+
+_STAGING = ".importing"
+
+
+def check_target(source: Path, target: Path, *, append: bool) -> None:
+    """Refuse a target in which an import could do harm.
+
+    Args:
+        source: What is read; nothing is ever written inside it.
+        target: Folder that shall hold the manifest.
+        append: Whether the target may, and must, hold a manifest already.
+
+    Raises:
+        ValueError: If the target lies in the source, is no folder, holds other files, or holds a manifest and
+            `append` is False, or none and it is True.
+    """
+    if target.resolve() == source.resolve() or target.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{target} lies inside {source}, which is only read; choose a folder outside")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is no folder; choose another OUT")
+    manifest = find_manifest(target) if target.is_dir() else None
+    if append and manifest is None:
+        raise ValueError(f"{target} holds no manifest to append to; leave out --append, or name the folder of one")
+    if manifest and not append:
+        raise ValueError(f"{manifest} is there already; add to it with --append, or choose another OUT")
+    if not append and target.is_dir():
+        found = sorted(path.name for path in target.iterdir() if path.name != _STAGING)
+        if found:
+            raise ValueError(f"{target} is not empty (it holds {', '.join(found[:3])}); choose a new folder")
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """An empty folder inside `target`, removed at the end whatever happens.
+
+    What an earlier import left there when it was killed is removed first. The target itself is removed again if it
+    was made here and nothing was published.
+    """
+    is_new = not target.exists()
+    staging = target / _STAGING
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if is_new and not any(target.iterdir()):
+            target.rmdir()
+
+
+def publish(staging: Path, target: Path, domains: list[str], files: list[str]) -> None:
+    """Move an import's folders, then its files, from `staging` to `target`; the last file makes it complete.
+
+    Args:
+        staging: Holds everything that is named.
+        target: On the same file system; folders of equal name are left-overs of an interrupted import there, since no
+            manifest names them, and are replaced.
+        domains: Names of the folders.
+        files: Names of the files, the manifest last.
+    """
+    for domain in domains:
+        for part in (staging / domain).iterdir():
+            if not any(part.iterdir()):
+                part.rmdir()
+        if (target / domain).exists():
+            shutil.rmtree(target / domain)
+        (staging / domain).rename(target / domain)
+    for name in files:
+        with (staging / name).open("rb") as file:
+            os.fsync(file.fileno())
+        (staging / name).replace(target / name)

@@ -1,0 +1,184 @@
+"""Writes one case of a layout as files of a data set: pictures, volumes, or a volume's slices."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from dim_hf.data.images import write_png
+from dim_hf.data.importers.cases import Case, Pixels
+from dim_hf.data.volumes.slices import cut_slices
+from dim_hf.data.volumes.volume import Volume, resample, same_grid, write_nifti
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How cases become files.
+
+    Attributes:
+        plane: Cut volumes into slices of this plane, one of `slices.PLANES`; None keeps volumes.
+        spacing_mm: Resample volumes to this spacing (x, y, z) in mm; None keeps their own.
+        in_place: Leave images that need no change where they are; the manifest then names them by absolute paths.
+        trust_image_geometry: A label volume of the image's shape takes the image's affine.
+    """
+
+    plane: str | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    in_place: bool = False
+    trust_image_geometry: bool = False
+
+
+def safe_name(text: str) -> str:
+    """`text` as a file name: letters, digits, dot, dash and underscore; never hidden, never empty."""
+    return _UNSAFE.sub("_", text).lstrip(".") or "_"
+
+
+def domain_folder(domain: str) -> str:
+    """Name of the folder that holds a domain's `images` and `masks`."""
+    return safe_name(domain)
+
+
+def write_case(case: Case, folder: Path, options: WriteOptions) -> list[dict[str, Any]]:
+    """Write image and label map of a case below `folder/<domain>/{images,masks}/`.
+
+    Args:
+        case: What to write.
+        folder: Root of the data set; the two folders of the domain exist.
+        options: How.
+
+    Returns:
+        One row, or one for each slice, with paths relative to `folder`.
+
+    Raises:
+        ValueError: Naming the file, if it cannot be read or image and label map do not fit.
+    """
+    image, label = case.read()
+    _check_label(case, image, label)
+    row = {"domain": case.domain, "patient": case.patient, "name": case.name, "split": case.split, **case.columns}
+    if not isinstance(image, Volume):
+        return [{**row, **_write_picture(case, image, label, folder, options)}]
+    image, label = _on_one_grid(case, image, label, options)
+    if options.spacing_mm:
+        image = resample(image, options.spacing_mm, is_label=False)
+        label = resample(label, options.spacing_mm, is_label=True) if label is not None else None
+    if options.plane is None:
+        return [{**row, **_write_volume(case, image, label, folder, options)}]
+    return [{**row, **piece} for piece in _write_slices(case, image, label, folder, options.plane)]
+
+
+def _check_label(case: Case, image: Pixels, label: Pixels | None) -> None:
+    if label is None:
+        return
+    if isinstance(image, Volume) != isinstance(label, Volume):
+        raise ValueError(f"{case.source}: image and label map must both be pictures or both volumes")
+    shapes = [part.array.shape if isinstance(part, Volume) else part.shape[:2] for part in (image, label)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{case.source}: the image has shape {shapes[0]}, its label map {shapes[1]}; bring both to one grid"
+        )
+
+
+def _on_one_grid(
+    case: Case, image: Volume, label: Volume | None, options: WriteOptions
+) -> tuple[Volume, Volume | None]:
+    if label is None:
+        return image, None
+    difference = same_grid(image, label)
+    if difference and not options.trust_image_geometry:
+        raise ValueError(
+            f"{case.source}: image and label map lie on different grids ({difference}); correct the label's geometry, "
+            "or say --trust-image-geometry if voxel i, j, k is the same in both"
+        )
+    return image, Volume(label.array, image.affine)
+
+
+def _write_picture(
+    case: Case, image: np.ndarray, label: np.ndarray | None, folder: Path, options: WriteOptions
+) -> dict[str, Any]:
+    stem = safe_name(case.name)
+    paths: dict[str, Any] = {"label": None}
+    if case.copies:
+        paths["image"] = _keep_file(
+            case, f"{domain_folder(case.domain)}/images/{stem}{case.source.suffix.lower()}", folder, options
+        )
+    else:
+        paths["image"] = _write_below(folder, f"{domain_folder(case.domain)}/images/{stem}", image)
+    if label is not None:
+        paths["label"] = _write_below(folder, f"{domain_folder(case.domain)}/masks/{stem}", label)
+    return paths
+
+
+def _write_below(folder: Path, name: str, pixels: np.ndarray) -> str:
+    """Write a picture without loss: 8 or 16 bits as PNG, floats as TIFF; its path below `folder`."""
+    if pixels.dtype.kind != "f":
+        write_png(pixels, folder / f"{name}.png")
+        return f"{name}.png"
+    picture = PIL.Image.fromarray(np.ascontiguousarray(pixels, dtype=np.float32))
+    picture.save(folder / f"{name}.tiff", compression="tiff_adobe_deflate")
+    return f"{name}.tiff"
+
+
+def _keep_file(case: Case, name: str, folder: Path, options: WriteOptions) -> str:
+    if options.in_place:
+        return str(case.source.absolute())
+    shutil.copyfile(case.source, folder / name)
+    return name
+
+
+def _write_volume(
+    case: Case, image: Volume, label: Volume | None, folder: Path, options: WriteOptions
+) -> dict[str, Any]:
+    domain, name = domain_folder(case.domain), f"{safe_name(case.name)}.nii.gz"
+    row: dict[str, Any] = {"label": None, "spacing_mm": [round(step, 6) for step in image.spacing_mm]}
+    if case.copies and options.spacing_mm is None and case.source.name.lower().endswith(".nii.gz"):
+        row["image"] = _keep_file(case, f"{domain}/images/{name}", folder, options)
+    else:
+        row["image"] = f"{domain}/images/{name}"
+        write_nifti(image, folder / row["image"])
+    if label is not None:
+        row["label"] = f"{domain}/masks/{name}"
+        write_nifti(label, folder / row["label"])
+    return row
+
+
+def _write_slices(
+    case: Case, image: Volume, label: Volume | None, folder: Path, plane: str
+) -> list[Mapping[str, Any]]:
+    domain, stem = domain_folder(case.domain), safe_name(case.name)
+    pixels = Volume(_storable(image.array), image.affine)
+    images = cut_slices(pixels, plane)
+    labels = cut_slices(label, plane) if label is not None else [None] * len(images)
+    rows = []
+    for cut, cut_label in zip(images, labels, strict=True):
+        name = f"{stem}_s{cut.slice_index:04d}"
+        row = {
+            "name": f"{case.name}_s{cut.slice_index:04d}",
+            "image": _write_below(folder, f"{domain}/images/{name}", cut.pixels),
+            "label": None,
+            "spacing_mm": [round(step, 6) for step in cut.spacing_mm],
+            "affine": [float(number) for number in image.affine.ravel()],
+            "volume": case.name,
+            "slice_index": cut.slice_index,
+            "slice_axis": cut.slice_axis,
+            "num_slices": len(images),
+        }
+        if cut_label is not None:
+            row["label"] = _write_below(folder, f"{domain}/masks/{name}", cut_label.pixels)
+        rows.append(row)
+    return rows
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Voxels in a type that a picture holds without loss, one type for the whole volume: 8 or 16 bits, or float32."""
+    if array.dtype == np.uint8 or array.dtype == np.bool_:
+        return array.astype(np.uint8, copy=False)
+    if np.issubdtype(array.dtype, np.integer) and array.size and array.min() >= 0 and array.max() <= 65535:
+        return array.astype(np.uint16)
+    return array.astype(np.float32)
