@@ -1,0 +1,205 @@
+"""Pushes a data set to the Hub: parquet with the images inside, a description and a card, in one commit."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import datasets
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+from dim_hf.data.checks import find_faults
+from dim_hf.data.description import FILE_NAME, DatasetDescription, write_description
+from dim_hf.data.doctor.findings import CODES, Finding
+from dim_hf.data.hub.card import render_card
+from dim_hf.data.hub.errors import check_repo_id, hub_errors
+from dim_hf.data.hub.files import DATA_FOLDER, MAX_SHARD_BYTES, Part, find_obstacles, without_folders, write_parts
+
+_SHOWN = 10
+_SHOWN_FINDINGS = 3
+
+
+def publish(
+    rows: datasets.Dataset,
+    description: DatasetDescription,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    licence: str | None = None,
+    source: Sequence[str] = (),
+) -> str:
+    """Examine a data set with the doctor and push it: its errors stop the push, the rest goes into the card.
+
+    Args and returns: see `push_dataset`; `source`, if given, replaces the description's.
+
+    Raises:
+        ValueError: With everything that is missing or wrong, before anything is sent.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    from dim_hf.data.doctor.diagnosis import examine  # not needed to load
+
+    check_repo_id(repo_id)
+    described = replace(_with_licence(description, licence), source=list(source) or description.source)
+    obstacles = find_obstacles(rows, described)
+    findings = examine(rows, described).findings
+    errors = [f"{item.file}: {item.problem}. Fix: {item.fix}" for item in findings if item.severity == "error"]
+    _refuse(repo_id, obstacles + errors)
+    faults = without_folders(_summaries(item for item in findings if item.severity != "error"), rows)
+    return push_dataset(rows, described, repo_id, private=private, token=token, faults=faults)
+
+
+def _summaries(findings: Iterable[Finding]) -> list[str]:
+    """One line for each kind of finding, with the first few."""
+    by_code: dict[str, list[Finding]] = defaultdict(list)
+    for item in findings:
+        by_code[item.code].append(item)
+    lines = []
+    for code, items in by_code.items():
+        shown = "; ".join(f"{item.file}: {item.problem}" for item in items[:_SHOWN_FINDINGS])
+        more = f"; and {len(items) - _SHOWN_FINDINGS} more" if len(items) > _SHOWN_FINDINGS else ""
+        lines.append(f"{CODES[code].title} ({len(items)}): {shown}{more}")
+    return lines
+
+
+def push_dataset(
+    rows: datasets.Dataset,
+    description: DatasetDescription,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    licence: str | None = None,
+    faults: Sequence[str] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: bool = True,
+) -> str:
+    """Push rows as parquet with their images inside, the description and a card, in a single commit.
+
+    Each domain is a configuration, each split a split of it; rows of no split go into the files of `train` and keep
+    their empty `split`. The files of an earlier push are replaced in the same commit. Until that commit, nothing of
+    the repository changes, and pushing equal rows again makes none. Files are pushed byte for byte: what a picture's
+    tags or a NIfTI header say about a patient goes with them.
+
+    Args:
+        rows: Rows as the readers of this package give them.
+        description: What they mean; becomes `dim_dataset.json` beside them.
+        repo_id: `org/name`; created if need be.
+        private: Create a private repository. A public one is then refused; an existing private one stays private.
+        token: Token with the right to write; the one of `hf auth login` or `HF_TOKEN` when None.
+        licence: Replaces the description's.
+        faults: Known faults for the card, if the rows have been examined; when None they are examined here, and the
+            push is refused if a file is faulty.
+        max_shard_bytes: A further parquet file is begun when one holds as much.
+        progress: Show progress bars.
+
+    Returns:
+        Address of the pushed commit, `<endpoint>/datasets/<repo_id>/tree/<sha>`.
+
+    Raises:
+        ValueError: With the list of everything missing; or if the repository belongs to something else, or the token
+            does not suffice.
+        ConnectionError: If the Hub cannot be reached or fails.
+    """
+    check_repo_id(repo_id)
+    description = _with_licence(description, licence)
+    obstacles = find_obstacles(rows, description, faults or ())
+    if faults is None and "image" in rows.column_names:
+        faults = []
+        obstacles += [str(fault) for fault in find_faults(rows, description.num_labels, progress=progress)]
+    _refuse(repo_id, obstacles)
+    if (token or get_token()) is None:
+        raise ValueError(f"{repo_id} cannot be pushed without a token: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi(token=token)
+    with TemporaryDirectory(prefix="dim_hf_push_") as name, _progress_bars(progress), hub_errors(repo_id, "pushed"):
+        remote = _remote_state(api, repo_id, private)
+        parts = write_parts(rows, Path(name), max_shard_bytes=max_shard_bytes, progress=progress)
+        _describe(rows, description, repo_id, parts, faults or (), Path(name))
+        return _commit(api, repo_id, Path(name), remote, private)
+
+
+def _describe(
+    rows: datasets.Dataset,
+    description: DatasetDescription,
+    repo_id: str,
+    parts: Sequence[Part],
+    faults: Sequence[str],
+    folder: Path,
+) -> None:
+    """Write card and description beside the parts."""
+    sizes: dict[str, int] = defaultdict(int)
+    for part in parts:
+        sizes[part.config] += sum((folder / file).stat().st_size for file in part.files)
+    write_description(description, folder)
+    card = render_card(rows, description, repo_id, parts, faults, download_bytes=sizes)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _with_licence(description: DatasetDescription, licence: str | None) -> DatasetDescription:
+    return description if licence is None else replace(description, licence=licence)
+
+
+def _refuse(repo_id: str, obstacles: Sequence[str]) -> None:
+    if obstacles:
+        shown = [f"  {number}. {text}" for number, text in enumerate(obstacles[:_SHOWN], start=1)]
+        if len(obstacles) > _SHOWN:
+            shown.append(f"  ... and {len(obstacles) - _SHOWN} more")
+        raise ValueError(f"{repo_id} was not pushed; correct this first:\n" + "\n".join(shown))
+
+
+def _remote_state(api: HfApi, repo_id: str, private: bool) -> tuple[str, list[str]] | None:
+    """Last commit and files of the repository, or None where there is none yet."""
+    try:
+        info = api.dataset_info(repo_id)
+    except GatedRepoError:
+        raise
+    except RepositoryNotFoundError:
+        return None
+    files = sorted(sibling.rfilename for sibling in info.siblings or [])
+    if FILE_NAME not in files and set(files) - {".gitattributes", "README.md", "LICENSE"}:
+        raise ValueError(
+            f"{repo_id} holds other files ({', '.join(files[:5])}) and no {FILE_NAME}, so it was not pushed by this "
+            "package; choose another name, or empty the repository"
+        )
+    if private and not info.private:
+        raise ValueError(
+            f"{repo_id} exists and is public, but the push is to be private; make it private in its settings, or "
+            "choose another name"
+        )
+    return info.sha, files
+
+
+def _commit(api: HfApi, repo_id: str, folder: Path, remote: tuple[str, list[str]] | None, private: bool) -> str:
+    """One commit with everything below `folder`, that also removes data files of earlier pushes."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    operations = [CommitOperationAdd(path, folder / path) for path in paths]
+    if remote is None:
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    else:
+        stale = [path for path in remote[1] if path.startswith(f"{DATA_FOLDER}/") and path not in paths]
+        operations += [CommitOperationDelete(path, is_folder=False) for path in stale]
+    commit = api.create_commit(
+        repo_id,
+        operations,
+        repo_type="dataset",
+        commit_message="Push data set with dim-hf",
+        parent_commit=remote[0] if remote else None,
+    )
+    return f"{api.endpoint}/datasets/{repo_id}/tree/{commit.oid}"
+
+
+@contextmanager
+def _progress_bars(shown: bool) -> Iterator[None]:
+    """Hide the bars of uploads for a while."""
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
