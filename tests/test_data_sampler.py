@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from itertools import chain
 
 import pytest
@@ -115,6 +116,31 @@ def test_balanced_streams_take_each_domain_equally_often(domains, batch_size):
             assert len(set(own[start : start + size])) == size
 
 
+def test_balanced_shares_are_exact_whatever_the_sizes():
+    domains = ["small"] * 2 + ["large"] * 97 + ["middle"] * 11
+    sampler = make(num_unlabeled=len(domains), unlabeled=3, unlabeled_domains=domains, labeled_domains=list("aaaab"))
+    counts = Counter(domains[key.index] for n in range(40) for key in sampler.batch_at(n)[2:])
+    assert counts == {"small": 40, "large": 40, "middle": 40}
+    # Every batch that is a multiple of the number of domains is balanced by itself.
+    assert all(len({domains[key.index] for key in sampler.batch_at(n)[2:]}) == 3 for n in range(40))
+    labeled = Counter("aaaab"[key.index] for n in range(40) for key in sampler.batch_at(n)[:2])
+    assert labeled == {"a": 40, "b": 40}
+    # Within a domain every image comes equally often, up to one.
+    drawn = Counter(key.index for n in range(110) for key in sampler.batch_at(n)[2:])
+    assert {drawn[i] for i in range(2)} == {55}
+    assert {drawn[i] for i in range(99, 110)} == {10}
+    assert {drawn[i] for i in range(2, 99)} == {1, 2}
+
+
+def test_a_balanced_stream_visits_the_domains_in_changing_order():
+    # In a fixed order, one of two processes would see the first two domains only, the other the last two.
+    domains = list("abcd") * 3
+    sampler = make(num_unlabeled=12, unlabeled=2, unlabeled_domains=domains, batches_per_epoch=40)
+    for rank in range(2):
+        counts = Counter(domains[key.index] for batch in shard_of(sampler, 0, rank, 2) for key in batch[2:])
+        assert min(counts[name] for name in "abcd") > 0
+
+
 @settings(max_examples=30, deadline=None)
 @given(samplers(), st.integers(1, 3), st.integers(0, 2), st.sampled_from([2, 3]))
 def test_shards_are_disjoint_and_make_up_the_batches_of_one_process(sizes, rounds, epoch, processes):
@@ -122,6 +148,49 @@ def test_shards_are_disjoint_and_make_up_the_batches_of_one_process(sizes, round
     sampler.set_epoch(epoch)
     shards = [list(BatchSamplerShard(sampler, processes, rank)) for rank in range(processes)]
     assert [batch for step in zip(*shards, strict=True) for batch in step] == list(sampler)
+
+
+@settings(max_examples=30, deadline=None)
+@given(samplers(), st.integers(1, 3), st.sampled_from([2, 3]))
+def test_processes_never_see_the_same_part_of_a_stream(sizes, rounds, processes):
+    sampler = make(**sizes, batches_per_epoch=processes * rounds)
+    seen = [
+        {
+            (key.stream, key.position)
+            for epoch in range(3)
+            for key in chain.from_iterable(shard_of(sampler, epoch, r, processes))
+        }
+        for r in range(processes)
+    ]
+    assert len(set.union(*seen)) == sum(map(len, seen)) == 3 * processes * rounds * sampler.batch_size
+    # Together they go through each stream without a gap.
+    for stream, size in (("labeled", sizes["labeled"]), ("unlabeled", sizes["unlabeled"])):
+        positions = sorted(position for name, position in set.union(*seen) if name == stream)
+        assert positions == list(range(3 * processes * rounds * size))
+
+
+def shard_of(sampler, epoch, rank, processes):
+    sampler.set_epoch(epoch)
+    return list(BatchSamplerShard(sampler, processes, rank))
+
+
+@settings(max_examples=30, deadline=None)
+@given(samplers(), st.sampled_from([2, 3]))
+def test_within_a_pass_processes_share_no_image(sizes, processes):
+    sampler = make(
+        **sizes, batches_per_epoch=processes * max(1, sizes["num_unlabeled"] // sizes["unlabeled"] // processes)
+    )
+    shards = [shard_of(sampler, 0, rank, processes) for rank in range(processes)]
+    indices = [
+        {
+            key.index
+            for batch in shard
+            for key in batch
+            if key.stream == "unlabeled" and key.position < sizes["num_unlabeled"]
+        }
+        for shard in shards
+    ]
+    assert len(set.union(*indices)) == sum(map(len, indices))
 
 
 def test_the_remainder_of_an_epoch_over_the_processes_is_left_out_not_repeated():
@@ -163,7 +232,7 @@ def expected(sampler, epoch):
     return [([key.position for key in batch], [key.index for key in batch]) for batch in batches]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 def test_a_prepared_loader_gives_the_batches_of_its_epoch_for_any_number_of_workers(accelerator, workers):
     sampler = make()
     loader = accelerator.prepare(DataLoader(Keys(), batch_sampler=sampler, collate_fn=stack, num_workers=workers))
@@ -181,6 +250,32 @@ def test_skipping_the_first_batches_gives_the_tail_of_the_epoch(accelerator, ski
     sampler.set_epoch(2)
     loader.set_epoch(2)
     assert as_lists(skip_first_batches(loader, skipped)) == expected(sampler, 2)[skipped:]
+
+
+@pytest.mark.parametrize(("processes", "step"), [(1, 0), (1, 4), (2, 3), (3, 1), (3, 5)])
+def test_a_run_that_goes_on_in_the_middle_equals_one_that_was_not_stopped(accelerator, processes, step):
+    def loaders():
+        sampler = make(batches_per_epoch=6)
+        return sampler, [
+            prepare_data_loader(DataLoader(Keys(), batch_sampler=sampler, collate_fn=stack), None, processes, rank)
+            for rank in range(processes)
+        ]
+
+    def read(loader, epoch, done=0):
+        # As the Trainer does: the loader is told, and so is the sampler, which a skipping loader hides.
+        loader.set_epoch(epoch)
+        loader = skip_first_batches(loader, done) if done else loader
+        sampler.set_epoch(epoch)
+        return as_lists(loader)
+
+    sampler, running = loaders()
+    uninterrupted = [[batch for epoch in range(3) for batch in read(loader, epoch)] for loader in running]
+    epoch, done = divmod(step, 6 // processes)
+    sampler, restarted = loaders()
+    for rank, loader in enumerate(restarted):
+        rest = read(loader, epoch, done) + [batch for later in range(epoch + 1, 3) for batch in read(loader, later)]
+        assert rest == uninterrupted[rank][step:]
+        assert rest == [at for e in range(3) for at in expected(sampler, e)][rank::processes][step:]
 
 
 def test_the_epoch_reaches_the_sampler_through_the_shards_of_a_prepared_loader(accelerator):

@@ -1,13 +1,16 @@
-"""Rows as torch data sets: decoded and processed samples, kept in memory up to a limit."""
+"""Rows as torch data sets: samples decoded and processed once, and kept as far as a cache has room."""
 
+import importlib.util
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
+from dim_hf.data.cache import SampleCache, fingerprint, processor_content, value_content
 from dim_hf.data.rows import column_view, is_present, require_columns
 from dim_hf.data.sampler import LABELED, UNLABELED, SampleKey
 
@@ -17,37 +20,56 @@ class SegmentationDataset(Dataset):
 
     Item i is `{"pixel_values": float32 (C, *S), "labels": uint8 (*S)}` (int64 where the processor gives values
     outside 0..255), without `labels` for an image without a mask. Samples are decoded and processed once and kept
-    until they fill `cache_bytes`; those beyond it are decoded each time. Each of W `DataLoader` workers keeps up to
-    `cache_bytes / W` of its own, and loses it with the worker, so use `persistent_workers=True`. Samples are shared
-    with the cache: do not change them in place.
+    while the cache has room; those beyond it are decoded each time. With or without a cache they are the same, bit
+    for bit. They may be shared with the cache: do not change them in place.
 
-    NIfTI volumes are handed over with reversed axes, (x, y, z) as (z, y, x) = (D, H, W), channels first.
+    NIfTI volumes are brought to the closest RAS+ orientation (axes are flipped and permuted, no voxel is changed) and
+    handed over with reversed axes, (x, y, z) as (z, y, x) = (D, H, W): slices from foot to head, their rows from back
+    to front, their columns from left to right. Further axes come first, as channels. Nothing is resampled.
 
     Args:
-        rows: Rows with an `image` and perhaps a `label` column.
+        rows: Rows with an `image` and perhaps a `label` column. They and the processor are taken as fixed.
         processor: Called with one PIL image or array as `processor(image, segmentation_maps=..., return_tensors="pt")`
             (`segmentation_maps` None for an image without a mask); gives `pixel_values` (1, C, *S) and `labels`
             (1, *S).
-        cache_bytes: Memory for samples in bytes; 0 keeps none.
+        cache: Where samples are kept; one cache may serve several data sets.
+        cache_bytes: Shorthand for a cache of this data set alone, in memory, of so many bytes; 0 keeps none, None
+            (where there is no `cache` either) stands for 1 GiB.
+
+    Attributes:
+        rows: The rows.
+        has_label: Which rows have a mask, boolean (len(rows),).
+        domains: Domain of each row; None where the rows have no such column.
 
     Raises:
-        ValueError: If the rows have no `image` column or `cache_bytes` is negative.
+        ValueError: If the rows have no `image` column, `cache_bytes` is negative or given beside `cache`, or the
+            cache has a folder and the processor does not tell its settings.
+        ImportError: If the rows hold NIfTI volumes and nibabel is not installed.
     """
 
     def __init__(
-        self, rows: datasets.Dataset, processor: Callable[..., dict[str, torch.Tensor]], *, cache_bytes: int = 2**30
+        self,
+        rows: datasets.Dataset,
+        processor: Callable[..., dict[str, torch.Tensor]],
+        *,
+        cache: SampleCache | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         require_columns(rows, ["image"])
-        if cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
+        _require_nibabel(rows)
         self.rows = rows
         self.processor = processor
-        self.cache_bytes = cache_bytes
+        self.cache = _cache(cache, cache_bytes)
         self.has_label = is_present(rows, "label")
-        self._images = column_view(rows, "image")
-        self._labels = column_view(rows, "label") if self.has_label.any() else None
-        self._cache: dict[int, dict[str, torch.Tensor]] = {}
-        self._cached_bytes = 0
+        self._columns = {"image": np.ones(len(rows), dtype=bool), "label": self.has_label}
+        self._views = {name: column_view(rows, name) for name, present in self._columns.items() if present.any()}
+        self._files: dict[str, datasets.Dataset] = {}
+        self._origin: tuple = ()
+        if self.cache.directory is not None:
+            self._files = {name: column_view(rows, name, decode=False) for name in self._views}
+            self._origin = (processor_content(processor), [str(rows.features[name]) for name in self._views])
+        self._token = uuid.uuid4().hex
+        self._keys: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,33 +77,44 @@ class SegmentationDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         # A plain loop over the data set ends at the IndexError.
         index = range(len(self))[index]
-        sample = self._cache.get(index)
+        key = self._key(index)
+        sample = self.cache.get(key)
         if sample is None:
             sample = self._load(index)
-            self._keep(index, sample)
+            self.cache.put(key, sample)
         return dict(sample)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers start with an empty cache: sending a full one takes longer than decoding.
-        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+        return {**self.__dict__, "_keys": {}}
+
+    @property
+    def domains(self) -> list[str] | None:
+        """Domain of each row; None where the rows have no such column."""
+        return list(self.rows["domain"]) if "domain" in self.rows.column_names else None
+
+    def _key(self, index: int) -> str:
+        """Name of a sample: where it may outlive the process, by its files and all that is done to them."""
+        if self.cache.directory is None:
+            return f"{self._token}/{index}"
+        if index not in self._keys:
+            values = [self._value(self._files, name, index) for name in self._columns]
+            content = [value_content(value) for value in values]
+            sure = None not in content
+            self._keys[index] = fingerprint(self._origin, content) if sure else f"{self._token}/{index}"
+        return self._keys[index]
+
+    def _value(self, views: dict[str, datasets.Dataset], column: str, index: int) -> object:
+        return views[column][index][column] if self._columns[column][index] else None
 
     def _load(self, index: int) -> dict[str, torch.Tensor]:
-        image = _raw(self._images[index]["image"])
-        label = _raw(self._labels[index]["label"]) if self.has_label[index] else None
+        image, label = (_raw(self._value(self._views, column, index)) for column in self._columns)
         processed = self.processor(image, segmentation_maps=label, return_tensors="pt")
-        # Copies, as a view would keep the whole batch of one in memory.
-        sample = {"pixel_values": processed["pixel_values"][0].to(torch.float32, copy=True)}
+        # Copies, as a view would keep the whole batch of one in memory; laid out as a cache gives them back.
+        layout = torch.contiguous_format
+        sample = {"pixel_values": processed["pixel_values"][0].to(torch.float32, copy=True, memory_format=layout)}
         if label is not None:
             sample["labels"] = _compact(processed["labels"][0])
         return sample
-
-    def _keep(self, index: int, sample: dict[str, torch.Tensor]) -> None:
-        worker = get_worker_info()
-        limit = self.cache_bytes // (worker.num_workers if worker else 1)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in sample.values())
-        if self._cached_bytes + size <= limit:
-            self._cache[index] = sample
-            self._cached_bytes += size
 
 
 class TwoStreamDataset(Dataset):
@@ -118,13 +151,43 @@ class TwoStreamDataset(Dataset):
         return sample
 
 
+def _cache(cache: SampleCache | None, cache_bytes: int | None) -> SampleCache:
+    if cache is None:
+        cache_bytes = 2**30 if cache_bytes is None else cache_bytes
+        if cache_bytes < 0:
+            raise ValueError(f"cache_bytes must be at least 0, got {cache_bytes}")
+        return SampleCache(cache_bytes)
+    if cache_bytes is not None:
+        raise ValueError("give either a cache or cache_bytes: a cache has limits of its own")
+    return cache
+
+
+def _require_nibabel(rows: datasets.Dataset) -> None:
+    has_volumes = any(isinstance(feature, datasets.Nifti) for feature in rows.features.values())
+    if has_volumes and importlib.util.find_spec("nibabel") is None:
+        raise ImportError("the rows hold NIfTI volumes, which nibabel reads: pip install dim-hf[volumes]")
+
+
 def _raw(value: object) -> object:
     """A decoded value as the processor takes it: PIL images and arrays as they are, NIfTI images as (D, H, W)."""
-    if hasattr(value, "dataobj"):
-        return np.ascontiguousarray(np.asanyarray(value.dataobj).T)
-    return value
+    return _depth_first(value) if hasattr(value, "dataobj") else value
+
+
+def _depth_first(image: Any) -> np.ndarray:
+    """Voxels of a NIfTI image (X, Y, Z, ...) in RAS+ order as (..., Z, Y, X)."""
+    import nibabel
+
+    array = np.asanyarray(image.dataobj)
+    array = array.reshape(array.shape + (1,) * (3 - array.ndim))
+    orientation = nibabel.io_orientation(image.affine)
+    if np.isnan(orientation).any():
+        raise ValueError(
+            f"the volume {image.get_filename() or ''} has the affine {image.affine.tolist()}, which leaves an axis "
+            "without direction; write it with its voxel spacing and orientation"
+        )
+    return np.ascontiguousarray(nibabel.apply_orientation(array, orientation).T)
 
 
 def _compact(labels: torch.Tensor) -> torch.Tensor:
     fits = labels.numel() == 0 or (int(labels.min()) >= 0 and int(labels.max()) <= 255)
-    return labels.to(torch.uint8 if fits else torch.int64, copy=True)
+    return labels.to(torch.uint8 if fits else torch.int64, copy=True, memory_format=torch.contiguous_format)

@@ -32,8 +32,9 @@ class SampleStream:
     """Endless shuffled stream over a pool, readable at any position.
 
     Without groups, pass k over the pool is the permutation drawn for (seed, stream, k), so that each pass covers the
-    pool exactly once. With groups, positions go round the groups in turn, and each group is an endless stream of its
-    own: every group has the same share of the samples, whatever its size.
+    pool exactly once. With groups, each round of as many positions as there are groups visits every group once, in an
+    order of its own, and each group is an endless stream of its own: every group has the same share of the samples,
+    whatever its size, and no process of several keeps meeting the same groups.
 
     Args:
         name: Name of the stream, part of the key of its permutations.
@@ -53,11 +54,15 @@ class SampleStream:
         self.size = size
         self.seed = seed
         self._members = [np.flatnonzero(groups == group) for group in sorted(set(groups.tolist()))]
+        self._round = (-1, np.zeros(1, dtype=np.int64))
         self._passes: dict[int, tuple[int, np.ndarray]] = {}
 
     def index_at(self, position: int) -> int:
         """Index into the pool of the sample at `position`."""
-        turn, group = divmod(position, len(self._members))
+        turn, place = divmod(position, len(self._members))
+        if len(self._members) > 1 and self._round[0] != turn:
+            self._round = (turn, seeded_permutation(len(self._members), self.seed, self.name, "groups", turn))
+        group = int(self._round[1][place])
         members = self._members[group]
         pass_number, offset = divmod(turn, len(members))
         if self._passes.get(group, (-1,))[0] != pass_number:

@@ -111,7 +111,7 @@ class DimTrainer(TeacherStudentTrainer):
             collate_fn=TwoStreamCollator(),
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            persistent_workers=workers > 0,  # what a worker keeps in memory is lost with it
         )
         return self.accelerator.prepare(loader)
 
@@ -341,4 +341,15 @@ def _batch_sampler(
         *batch_sizes,
         batches_per_epoch=math.ceil(max(passes) / window) * window,
         seed=seed,
+        labeled_domains=_domains(labeled, "labeled_dataset") if args.balance_domains else None,
+        unlabeled_domains=_domains(unlabeled, "unlabeled_dataset") if args.balance_domains and num_unlabeled else None,
     )
+
+
+def _domains(dataset: Dataset, name: str) -> list[str]:
+    domains = getattr(dataset, "domains", None)
+    if domains is None:
+        raise ValueError(
+            f"balance_domains needs the domain of each image: give {name} an attribute `domains`, or set it to False"
+        )
+    return domains

@@ -56,6 +56,9 @@ class DimTrainingArguments(TrainingArguments):
     unlabeled_batch_size: int = _number(
         4, "Unlabeled images per step and process; not loaded at all where no term uses them."
     )
+    balance_domains: bool = field(
+        default=False, metadata={"help": "Draw every domain equally often in both streams, whatever its size."}
+    )
     consistency_weight: float = _number(1.0, "λ_con ≥ 0, weight of the teacher-student consistency.")
     divergence_weight: float = _number(0.1, "λ_div ≥ 0, weight of the f-divergence between labeled and unlabeled.")
     rampup_ratio: float = _number(

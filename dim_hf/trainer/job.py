@@ -13,30 +13,20 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, P
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
+from dim_hf.data.cache import SampleCache
 from dim_hf.data.checks import check_rows
 from dim_hf.data.datasets import SegmentationDataset
-from dim_hf.data.folders import read_folders
-from dim_hf.data.phantoms import PHANTOMS, make_phantom
+from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
-from dim_hf.metrics.cases import CaseResult, default_structures, score_case
+from dim_hf.metrics.cases import CaseResult, score_case
 from dim_hf.metrics.report import SiteTable, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.dim_trainer import DimTrainer
-from dim_hf.trainer.job_arguments import ALL_LABELED, PHANTOM_PREFIX, DataArguments, Job, ModelArguments
+from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, ModelArguments
+from dim_hf.trainer.job_cache import job_cache, memory_bytes
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
 
 JOB_FILE = "job.json"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows, and what their masks mean."""
-
-    rows: datasets.Dataset
-    id2label: dict[int, str]
-    structures: dict[str, list[int]]
-    num_channels: int
-    spatial_dims: int
 
 
 @dataclass(frozen=True)
@@ -60,25 +50,22 @@ class JobResult:
     test: dict[str, SegmentationDataset]
 
 
-def load_source(data: DataArguments) -> Source:
-    """Read the rows that `data.dataset` names.
+def job_source(data: DataArguments) -> Source:
+    """Read the rows that `data.dataset` names, with what the job says differently about them.
 
     Raises:
-        ValueError: for an unknown phantom, a folder in no known layout, or structures that are no JSON object.
+        ValueError: as `load_source`; or for structures that are no JSON object.
     """
-    if data.dataset.startswith(PHANTOM_PREFIX):
-        kind = data.dataset.removeprefix(PHANTOM_PREFIX)
-        rows = make_phantom(
-            kind, images_per_domain=data.phantom_images_per_domain, size=data.image_size, seed=data.phantom_seed
-        )
-        phantom = PHANTOMS[kind]
-        return Source(rows, phantom.id2label, phantom.structures, phantom.num_channels, phantom.spatial_dims)
-    rows = read_folders(data.dataset, patient=data.patient_pattern)
-    if len(set(data.class_names)) != len(data.class_names) or len(data.class_names) < 2:
-        raise ValueError(f"class_names must be at least two different names, got {data.class_names}")
-    id2label = dict(enumerate(data.class_names))
-    structures = _parse_structures(data.structures) or default_structures(id2label)
-    return Source(rows, id2label, structures, data.num_channels, spatial_dims=2)
+    source = load_source(
+        data.dataset,
+        class_names=data.class_names,
+        structures=_parse_structures(data.structures),
+        patient_pattern=data.patient_pattern,
+        phantom=PhantomOptions(data.phantom_images_per_domain, data.image_size, data.phantom_seed),
+    )
+    said = {"num_channels": data.num_channels, "intensity": data.intensity}
+    changes = {name: value for name, value in said.items() if value is not None}
+    return Source(source.rows, replace(source.description, **changes))
 
 
 def split_source(source: Source, data: DataArguments) -> SemiSupervisedSplit:
@@ -91,50 +78,64 @@ def split_source(source: Source, data: DataArguments) -> SemiSupervisedSplit:
         num_validation=data.num_validation,
         seed=data.split_seed,
         test_fraction=data.test_fraction,
+        allow_shared_patients=data.allow_shared_patients,
     )
 
 
 def make_processor(source: Source, data: DataArguments) -> DimImageProcessor:
     """The processor that brings every image to the job's size and intensities."""
-    size = {"height": data.image_size, "width": data.image_size}
-    spatial = {"do_resize": False, "spatial_dims": 3} if source.spatial_dims == 3 else {"size": size}
-    return DimImageProcessor(num_channels=source.num_channels, intensity=data.intensity, **spatial)
+    about = source.description
+    spatial: dict[str, Any] = {"size": {"height": data.image_size, "width": data.image_size}}
+    if about.spatial_dims == 3:
+        spatial = {"spatial_dims": 3, "do_resize": data.volume_size is not None}
+        if data.volume_size:
+            if len(data.volume_size) != 3:
+                raise ValueError(f"volume_size must be depth, height and width, got {data.volume_size}")
+            spatial["size"] = dict(zip(("depth", "height", "width"), data.volume_size, strict=True))
+    return DimImageProcessor(num_channels=about.num_channels, intensity=about.intensity, **spatial)
 
 
 def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
     """A new U-Net, or the named model with as many classes as the data has."""
-    names = {"id2label": source.id2label, "label2id": {name: index for index, name in source.id2label.items()}}
+    about = source.description
+    names = {"id2label": about.id2label, "label2id": {name: index for index, name in about.id2label.items()}}
     if model.model_name_or_path:
         loaded = AutoModelForSemanticSegmentation.from_pretrained(
             model.model_name_or_path, ignore_mismatched_sizes=True, **names
         )
-        loaded.config.structures = source.structures
+        loaded.config.structures = about.structures
         return loaded
     config = DimUNetConfig(
-        num_channels=source.num_channels,
-        spatial_dims=source.spatial_dims,
+        num_channels=about.num_channels,
+        spatial_dims=about.spatial_dims,
         hidden_sizes=model.hidden_sizes,
         norm=model.norm,
         upsample=model.upsample,
         dropout=model.dropout,
-        structures=source.structures,
+        structures=about.structures,
         **names,
     )
     return DimUNetForSemanticSegmentation(config)
 
 
-def make_trainer(job: Job) -> tuple[DimTrainer, dict[str, SegmentationDataset], SemiSupervisedSplit]:
+def make_trainer(
+    job: Job, cache: SampleCache | None = None
+) -> tuple[DimTrainer, dict[str, SegmentationDataset], SemiSupervisedSplit]:
     """Everything a run needs, checked: the trainer, the test sets by domain, and the split.
+
+    Args:
+        job: what to train on what.
+        cache: holds the decoded images of all data sets; one in memory when not given.
 
     Raises:
         ValueError: for any fault in data or arguments, before a step is taken.
     """
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
-    source = load_source(job.data)
+    source = job_source(job.data)
     if job.model.model_name_or_path and isinstance(source.rows.features["image"], datasets.Image):
         # Processors of other models take three channels; ours brings images to the model's own.
         source = replace(source, rows=source.rows.cast_column("image", datasets.Image(mode="RGB")))
-    check_rows(source.rows, len(source.id2label), progress=not job.training.disable_tqdm)
+    check_rows(source.rows, source.description.num_labels, progress=not job.training.disable_tqdm)
     split = split_source(source, job.data)
     set_seed(job.training.seed)
     model = make_model(source, job.model)
@@ -142,10 +143,10 @@ def make_trainer(job: Job) -> tuple[DimTrainer, dict[str, SegmentationDataset], 
     _check_processing(source.rows, processor, job)
     if not split.test:
         raise ValueError("no test images: raise test_fraction, or give images of a `test` folder masks")
-    cache_bytes = int(job.data.cache_gigabytes * 2**30)
+    cache = cache or SampleCache(memory_bytes(job.data))
 
     def processed(rows: datasets.Dataset) -> SegmentationDataset:
-        return SegmentationDataset(rows, processor, cache_bytes=cache_bytes)
+        return SegmentationDataset(rows, processor, cache=cache)
 
     validation = {split.labeled_domain: processed(split.validation)} if len(split.validation) else None
     trainer = DimTrainer(
@@ -155,7 +156,7 @@ def make_trainer(job: Job) -> tuple[DimTrainer, dict[str, SegmentationDataset], 
         unlabeled_dataset=processed(split.unlabeled) if len(split.unlabeled) else None,
         eval_dataset=validation,
         processing_class=processor,
-        structures=source.structures,
+        structures=source.description.structures,
     )
     return trainer, {domain: processed(rows) for domain, rows in split.test.items()}, split
 
@@ -168,7 +169,12 @@ def run_job(job: Job) -> JobResult:
     Raises:
         ValueError: for any fault in data or arguments, before a step is taken.
     """
-    trainer, test, split = make_trainer(job)
+    with job_cache(job) as cache:
+        return _run(job, cache)
+
+
+def _run(job: Job, cache: SampleCache) -> JobResult:
+    trainer, test, split = make_trainer(job, cache)
     checkpoint = _checkpoint_to_resume(job)
     with trainer.args.main_process_first():
         if trainer.is_world_process_zero():
@@ -194,7 +200,7 @@ def run_job(job: Job) -> JobResult:
 # Training fields in which two runs of one experiment may differ: where files go, and what is shown.
 _IRRELEVANT = (
     "output_dir", "resume", "run_name", "project", "logging", "log_", "report_to", "disable_tqdm", "save_", "hub",
-    "push_to_hub", "trackio", "dataloader", "remove_unused", "ddp_", "debug", "skip_memory",
+    "push_to_hub", "trackio", "dataloader", "cache_", "remove_unused", "ddp_", "debug", "skip_memory",
 )  # fmt: skip
 
 

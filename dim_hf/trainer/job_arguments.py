@@ -13,7 +13,6 @@ from transformers import HfArgumentParser
 
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
-PHANTOM_PREFIX = "phantom:"
 ALL_LABELED = -1
 
 
@@ -23,8 +22,9 @@ class DataArguments:
 
     dataset: str = field(
         default="phantom:fundus",
-        metadata={"help": "`phantom:fundus`, `phantom:prostate`, `phantom:prostate_3d`, or a folder with one folder "
-                  "a domain: `<domain>/{images,masks}/` or `<domain>/{train,test}/{image,mask}/`."},
+        metadata={"help": "`phantom:fundus`, `phantom:prostate`, `phantom:prostate_3d`; a manifest or a folder that "
+                  "holds one (`dim-hf import`); a folder with one folder a domain: `<domain>/{images,masks}/` or "
+                  "`<domain>/{train,test}/{image,mask}/`; or a data set of the Hub, `org/name[@revision]`."},
     )  # fmt: skip
     labeled_domain: str | None = field(
         default=None, metadata={"help": "Domain whose images are labeled; the first one when not given."}
@@ -39,10 +39,15 @@ class DataArguments:
         default=0.2, metadata={"help": "Share of each domain's patients held out for test, where no split is given."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the split; the run's own seed leaves it alone."})
-    class_names: list[str] = field(
-        default_factory=lambda: ["background", "foreground"],
-        metadata={"help": "Names of the classes 0..K-1 of a folder's masks; phantoms bring their own."},
+    allow_shared_patients: bool = field(
+        default=False,
+        metadata={"help": "Accept a given split in which a patient is in two parts; each image then counts as one."},
     )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "Names of the classes 0..K-1; the data set's own, or background and foreground for a plain "
+                  "folder."},
+    )  # fmt: skip
     structures: str | None = field(
         default=None, metadata={"help": 'Nested structures as JSON, e.g. {"disc": [1, 2], "cup": [2]}.'}
     )
@@ -50,13 +55,30 @@ class DataArguments:
         default=None, metadata={"help": r"Regular expression with one group that finds the patient in a file's stem."}
     )
     image_size: int = field(default=128, metadata={"help": "Pixels of each side that images are resized to."})
-    num_channels: int = field(default=3, metadata={"help": "Channels of the input: 1 (grey) or 3 (color)."})
-    intensity: str = field(
-        default="range", metadata={"help": "How intensities are normalised: range, zscore or percentile."}
+    volume_size: list[int] | None = field(
+        default=None,
+        metadata={"help": "Depth, height and width that volumes are resized to; their own by default."},
+    )
+    num_channels: int | None = field(
+        default=None, metadata={"help": "Channels of the input: 1 (grey) or 3 (color); the data set's own."}
+    )
+    intensity: str | None = field(
+        default=None,
+        metadata={"help": "How intensities are normalised: range, zscore or percentile; the data set's own."},
     )
     phantom_images_per_domain: int = field(default=60, metadata={"help": "Images of each phantom domain."})
     phantom_seed: int = field(default=0, metadata={"help": "Seed of the phantoms."})
-    cache_gigabytes: float = field(default=2.0, metadata={"help": "Memory for decoded images, each of two streams."})
+    cache_gigabytes: float = field(
+        default=2.0, metadata={"help": "Memory of each process for decoded images, beyond which they go to disk."}
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for decoded images beyond memory, kept for later runs; by default one in the folder "
+                  "for temporary files, removed at the end."},
+    )  # fmt: skip
+    cache_disk_gigabytes: float = field(
+        default=64.0, metadata={"help": "Limit of decoded images on disk; 4 GiB of the disk always stay free."}
+    )
 
 
 @dataclass
