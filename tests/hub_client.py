@@ -14,6 +14,7 @@ import numpy as np
 from click.testing import CliRunner
 from PIL import Image
 
+from dim_hf.cli import main
 from dim_hf.data.description import DatasetDescription, write_description
 from dim_hf.data.hub.load import load_hub_dataset
 from dim_hf.data.hub.push import push_dataset
@@ -137,6 +138,27 @@ def example(folder):
     facts = {"refused": CliRunner().invoke(command, options).output}
     result = CliRunner().invoke(command, [*options, "--source", "our lab"])
     return facts | {"pushed": result.output, "code": result.exit_code}
+
+
+def lifecycle(folder):
+    """A folder of scans is imported and published by one command, and trained on by its name by another."""
+    from tests.test_job import TINY, write_site  # loads torch
+
+    for domain, shift in (("one", 0), ("other", 40)):
+        write_site(folder / "scans", domain, 10, shift=shift)
+    imported = ["import", "folders", str(folder / "scans"), str(folder / "imported"), "--test-fraction", "0.2"]
+    published = ["--licence", "CC0-1.0", "--origin", "drawn by a test", "--push-to-hub", "org/scans", "--no-progress"]
+    pushed = CliRunner().invoke(main, [*imported, *published])
+    settings = TINY | {"dataset": "org/scans", "hidden_sizes": [4, 8], "output_dir": str(folder / "run")}
+    (folder / "job.json").write_text(json.dumps(settings))  # JSON is YAML
+    trained = CliRunner().invoke(main, ["train", "--config", str(folder / "job.json")])
+    results = folder / "run" / "results.json"
+    return {
+        "pushed": [pushed.exit_code, pushed.output],
+        "trained": [trained.exit_code, trained.output[-2000:], repr(trained.exception)],
+        "split": json.loads(results.read_text())["split"] if results.exists() else None,
+        "channels": json.loads((folder / "run" / "config.json").read_text())["num_channels"],
+    }
 
 
 def volumes(folder):

@@ -2,6 +2,7 @@ import zlib
 from pathlib import Path
 
 import datasets
+import nibabel
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -201,3 +202,22 @@ def test_presence_is_found_through_a_selection_and_in_batches(pair):
     assert is_present(rows, "label", batch_size=3).tolist() == [True, False, True, False]
     assert is_present(rows.select([1, 0, 2]), "label").tolist() == [False, True, True]
     assert is_present(rows, "mask").tolist() == [False] * 4
+
+
+def test_volumes_have_a_limit_of_their_own_and_must_lie_with_their_masks(tmp_path):
+    for name, shift in (("image", 0), ("same", 0), ("apart", 1)):
+        affine = np.diag([1.0, 1.0, 3.0, 1.0]) + shift * np.eye(4, k=3)
+        nibabel.save(nibabel.Nifti1Image(np.ones((6, 5, 4), np.uint8), affine), tmp_path / f"{name}.nii.gz")
+    paths = {name: str(tmp_path / f"{name}.nii.gz") for name in ("image", "same", "apart")}
+
+    def faults(label, **limits):
+        table = {"image": [paths["image"]], "label": [paths[label]], "domain": ["a"], "patient": ["p"]}
+        table |= {"name": ["n"], "split": [""]}
+        rows = datasets.Dataset.from_dict(table, features=row_features(datasets.Nifti()))
+        return [str(fault) for fault in find_faults(rows, 2, progress=False, **limits)]
+
+    assert faults("same", max_pixels=1) == []
+    assert "too large" in faults("same", max_voxels=119)[0]
+    (apart,) = faults("apart")
+    assert "apart.nii.gz" in apart
+    assert "copy the affine" in apart

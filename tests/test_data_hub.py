@@ -123,6 +123,18 @@ def test_example_examines_and_pushes(hub, all_facts, folder):
     assert str(folder) not in card
 
 
+def test_scans_are_imported_published_and_trained_on_by_name(hub, folder):
+    facts = run_client(["lifecycle"], folder, hub.url)["lifecycle"]
+    code, output = facts["pushed"]
+    assert code == 0, output
+    assert f"{hub.url}/datasets/org/scans/tree/" in output
+    assert facts["trained"][0] == 0, facts["trained"]
+    split = facts["split"]
+    assert {domain: part["images"] for domain, part in split["test"].items()} == {"one": 2, "other": 2}
+    assert (split["labeled"]["images"], split["validation"]["images"], split["unlabeled"]["images"]) == (4, 2, 10)
+    assert facts["channels"] == 1
+
+
 def test_volumes_keep_voxels_and_affine(hub, all_facts):
     assert all_facts["volumes"] == {"rows": True, "features": True, "affine": True, "dtype": "int16"}
     files = sorted(path for path in hub.files("dataset", "org/volumes") if path.endswith(".parquet"))

@@ -344,3 +344,14 @@ def test_wrong_arguments_are_refused(good):
         examine(datasets.Dataset.from_dict({"picture": [1]}), DESCRIPTION)
     with pytest.raises(ValueError, match="num_workers must be at least 1, got 0"):
         examine(rows_of(good), DESCRIPTION, num_workers=0)
+
+
+def test_processes_find_what_threads_find(good, monkeypatch):
+    monkeypatch.setattr("dim_hf.data.parallel.MIN_FOR_PROCESSES", 1)
+    Path(good[0][0]).write_bytes(b"")
+    here, there = (
+        examine(rows_of(good), DESCRIPTION, progress=False, num_workers=2, processes=processes).to_dict()
+        for processes in (False, True)
+    )
+    assert here == there
+    assert here["counts"]["error"] == 1

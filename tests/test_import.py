@@ -259,7 +259,7 @@ def test_file_names_are_safe():
 
 def test_the_command_imports_and_says_what_is_there(tmp_path):
     source = write_site(tmp_path / "src", "a", values=(0, 7))
-    arguments = ["import", "folders", str(source), str(tmp_path / "out"), "--quiet", "--test-fraction", "0.25"]
+    arguments = ["import", "folders", str(source), str(tmp_path / "out"), "--no-progress", "--test-fraction", "0.25"]
     arguments += ["--label-map", '{"0": 0, "7": 1}', "--class-names", "background,cell", "--licence", "CC0-1.0"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output

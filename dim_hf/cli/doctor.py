@@ -17,7 +17,7 @@ from dim_hf.cli.errors import user_errors
 @click.option("--patient-pattern", help="Regular expression with one group that finds the patient in a file's stem.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report that opens offline.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
-@click.option("--workers", type=click.IntRange(min=1), help="Threads; by default twice the cores, at most 16.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads, or processes for thousands of images.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 @click.pass_context
 def command(
@@ -43,7 +43,8 @@ def command(
     with user_errors():
         names = [name.strip() for name in class_names.split(",")] if class_names else None
         source = load_source(dataset, class_names=names, patient_pattern=patient_pattern)
-        diagnosis = examine(source.rows, source.description, num_workers=workers, progress=not no_progress)
+        options = {"num_workers": workers, "progress": not no_progress, "processes": True}
+        diagnosis = examine(source.rows, source.description, **options)
         if html is not None:
             write_report(diagnosis, source.rows, html, dataset)
     if as_json:

@@ -11,5 +11,5 @@ def user_errors() -> Iterator[None]:
     """Turn errors of input and files into one sentence and exit code 1, without a traceback."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: an extra that is not installed
         raise click.ClickException(str(error)) from error

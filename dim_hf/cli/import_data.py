@@ -105,11 +105,18 @@ def _whole_numbers(ctx: click.Context, parameter: click.Parameter, value: str | 
     help="Format of the manifest.",
 )
 @click.option("--licence", help="Licence of the data, where the layout states none or another.")
+@click.option("--origin", help="Where the data come from: names, addresses, citations.")
 @click.option("--push-to-hub", metavar="ORG/NAME", help="Publish the data set there afterwards.")
 @click.option("--private", is_flag=True, help="Publish it for yourself only.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 def command(
-    layout: str, source: Path, target: Path, *, push_to_hub: str | None, private: bool, quiet: bool, **options: Any
+    layout: str,
+    source: Path,
+    target: Path,
+    push_to_hub: str | None,
+    private: bool,
+    no_progress: bool,
+    **options: Any,
 ) -> None:
     """Import SOURCE, a folder or archive in LAYOUT, into the new folder OUT.
 
@@ -120,7 +127,7 @@ def command(
     from dim_hf.data.sources import load_source
 
     with user_errors():
-        manifest = import_dataset(_job(layout, source, target, options), progress=not quiet)
+        manifest = import_dataset(_job(layout, source, target, options), progress=not no_progress)
         loaded = load_source(str(manifest))
         click.echo(_counts(loaded.rows))
         click.echo(f"\n{manifest}\nNext: dim-hf doctor {target}")

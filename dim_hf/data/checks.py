@@ -7,7 +7,7 @@ import datasets
 from dim_hf.data.doctor.comparison import foreground_ignored
 from dim_hf.data.doctor.findings import CODES
 from dim_hf.data.doctor.inspection import Standard, inspect_rows
-from dim_hf.data.limits import MAX_PIXELS
+from dim_hf.data.limits import MAX_PIXELS, MAX_VOXELS
 
 _SHOWN = 10
 
@@ -36,6 +36,7 @@ def check_rows(
     ignore_index: int | None = 255,
     *,
     max_pixels: int = MAX_PIXELS,
+    max_voxels: int = MAX_VOXELS,
     num_workers: int | None = None,
     progress: bool = True,
 ) -> None:
@@ -45,7 +46,8 @@ def check_rows(
         rows: Rows with `image` and perhaps `label`.
         num_labels: Number of classes; masks hold 0..num_labels - 1.
         ignore_index: Value of mask pixels that are not scored; None for no such value.
-        max_pixels: Largest allowed number of pixels or voxels of a file, read from its header before it is decoded.
+        max_pixels: Largest allowed number of pixels of a picture, read from its header before it is decoded.
+        max_voxels: The same for volumes.
         num_workers: Threads; by default twice the number of cores, at most 16.
         progress: Show a progress bar.
 
@@ -57,6 +59,7 @@ def check_rows(
         num_labels,
         ignore_index,
         max_pixels=max_pixels,
+        max_voxels=max_voxels,
         num_workers=num_workers,
         progress=progress,
     )
@@ -75,20 +78,21 @@ def find_faults(
     ignore_index: int | None = 255,
     *,
     max_pixels: int = MAX_PIXELS,
+    max_voxels: int = MAX_VOXELS,
     num_workers: int | None = None,
     progress: bool = True,
 ) -> list[Fault]:
     """The faults that `check_rows` would report, in the order of the rows; its arguments.
 
     They are the doctor's findings that keep training from running, so that `dim-hf doctor` shows each of them, too. A
-    file is faulty if it is missing, cannot be read to its end or has more than `max_pixels` pixels; an image, if a
-    pixel is NaN or infinite; a mask, if it has another size than its image, more than one channel, or a value that is
-    no class. If all masks together hold nothing but 0 and `ignore_index`, that is a fault too: they were surely
+    file is faulty if it is missing, cannot be read to its end or has too many pixels or voxels; an image, if a pixel
+    is NaN or infinite; a mask, if it has another size or place than its image, more than one channel, or a value that
+    is no class. If all masks together hold nothing but 0 and `ignore_index`, that is a fault too: they were surely
     written as 0/255, and no pixel of the foreground would be learned from.
     """
     facts = inspect_rows(
         rows,
-        Standard(num_labels, ignore_index, max_pixels),
+        Standard(num_labels, ignore_index, max_pixels, max_voxels),
         num_workers=num_workers,
         progress=progress,
     )

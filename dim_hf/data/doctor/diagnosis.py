@@ -62,8 +62,9 @@ def examine(
     *,
     num_workers: int | None = None,
     progress: bool = True,
+    processes: bool = False,
 ) -> Diagnosis:
-    """Look at every file of a data set, in parallel threads.
+    """Look at every file of a data set, several at a time.
 
     No broken file raises: each becomes a finding. Pixels are not kept; about 2 kB of facts are, for each row. An empty
     split counts as "train".
@@ -71,15 +72,23 @@ def examine(
     Args:
         rows: Rows as a reader of this package gives them.
         description: Their classes.
-        num_workers: Threads; by default twice the number of cores, at most 16.
+        num_workers: Threads or processes; see `parallel.parallel_map`.
         progress: Show a progress bar on the standard error stream.
+        processes: Use processes for thousands of rows; for programs with a `__main__` guard.
 
     Raises:
         ValueError: If there is no column `image`, or `num_workers` is below 1.
         ImportError: If there are volumes, and the package that reads them is missing.
     """
     standard = Standard(description.num_labels, IGNORE_INDEX, spatial_dims=description.spatial_dims)
-    facts = inspect_rows(rows, standard, num_workers=num_workers, progress=progress, description="examining files")
+    facts = inspect_rows(
+        rows,
+        standard,
+        num_workers=num_workers,
+        progress=progress,
+        description="examining files",
+        processes=processes,
+    )
     return Diagnosis(
         rows=len(facts),
         findings=find_all(facts, description, IGNORE_INDEX),

@@ -50,13 +50,11 @@ CODES: dict[str, Code] = {
         "The mask has values that are no class", f"{_REWRITE}, or name more classes (raise num_labels)"
     ),
     # Single files: what makes training learn something wrong.
-    "mask-affine": Code(
-        "error",
-        "Mask and image lie at different places",
-        f"{_GRID}, or copy the affine of the image if only it is off",
+    "mask-affine": _blocker(
+        "Mask and image lie at different places", f"{_GRID}, or copy the affine of the image if only it is off"
     ),
-    "invalid-affine": Code(
-        "error", "The volume's affine places no voxel", "set spacing and orientation of the volume again"
+    "invalid-affine": _blocker(
+        "The volume's affine places no voxel", "set spacing and orientation of the volume again"
     ),
     "wrong-dimensions": Code(
         "error",

@@ -25,7 +25,7 @@ from dim_hf.data.doctor.measures import (
     measure,
 )
 from dim_hf.data.doctor.reading import Content, FaultError, read_content
-from dim_hf.data.limits import MAX_PIXELS
+from dim_hf.data.limits import MAX_PIXELS, MAX_VOXELS
 from dim_hf.data.parallel import parallel_map
 from dim_hf.data.rows import column_view, is_present, require_columns
 from dim_hf.data.volumes.header import require
@@ -74,7 +74,8 @@ class Standard:
     Attributes:
         num_labels: Number of classes; masks hold 0..num_labels - 1.
         ignore_index: Value of mask pixels that are not scored; None for no such value.
-        max_pixels: Largest allowed number of pixels or voxels of a file, read from its header before it is decoded.
+        max_pixels: Largest allowed number of pixels of a picture, read from its header before it is decoded.
+        max_voxels: The same for volumes.
         spatial_dims: Number of spatial axes of the images, for the facts of the doctor; None gathers none, and looks
             only for what training needs to know.
 
@@ -85,6 +86,7 @@ class Standard:
     num_labels: int
     ignore_index: int | None = 255
     max_pixels: int = MAX_PIXELS
+    max_voxels: int = MAX_VOXELS
     spatial_dims: int | None = None
 
     def __post_init__(self) -> None:
@@ -100,15 +102,17 @@ def inspect_rows(
     num_workers: int | None = None,
     progress: bool = True,
     description: str = "checking files",
+    processes: bool = False,
 ) -> list[RowFacts]:
-    """Open every image and mask once, in parallel threads.
+    """Open every image and mask once, several at a time.
 
     Args:
         rows: Rows with `image` and perhaps the other columns.
         standard: What they are held against.
-        num_workers: Threads; by default twice the number of cores, at most 16.
+        num_workers: Threads or processes; see `parallel.parallel_map`.
         progress: Show a progress bar on the standard error stream.
         description: Stands before the bar.
+        processes: Use processes for many rows; for programs with a `__main__` guard.
 
     Returns:
         Facts and problems in the order of the rows; broken files raise nothing.
@@ -128,6 +132,7 @@ def inspect_rows(
         unit="row",
         workers=num_workers,
         progress=progress,
+        processes=processes,
     )
 
 
@@ -164,12 +169,14 @@ class Inspector:
         if image is not None and label is not None:
             problems.extend(filter(None, [compare(image, label)]))
         problems.extend(problem for content in (image, label) if content for problem in content.problems)
+        if image is not None:
+            problems.extend(filter(None, [check_place(image)]))
         facts = fit = None
         if self.standard.spatial_dims is not None and image is not None:
             sizes_differ = any(problem.code == "mask-size" for problem in problems)
             mask = None if sizes_differ else label
             wrong_axes = check_axes(image, mask, self.standard.spatial_dims)
-            problems.extend(filter(None, [wrong_axes, check_place(image)]))
+            problems.extend(filter(None, [wrong_axes]))
             if wrong_axes is None:
                 facts = self._guard(problems, "image", lambda: self._measure(index, image, mask))
             if facts is not None and mask is not None and counts is not None:
@@ -192,7 +199,9 @@ class Inspector:
         Raises:
             FaultError: If it cannot be used.
         """
-        content = read_content(self._features[column], value, column, self.standard.max_pixels)
+        is_picture = isinstance(self._features[column], datasets.Image)
+        limit = self.standard.max_pixels if is_picture else self.standard.max_voxels
+        content = read_content(self._features[column], value, column, limit)
         {"image": check_image, "label": check_mask}[column](content)
         return content
 

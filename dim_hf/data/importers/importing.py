@@ -42,6 +42,7 @@ class ImportJob:
         skip_broken: Leave cases out that cannot be read, and say so in the description, instead of giving up.
         manifest_format: "csv" or "parquet".
         licence: Overrides the licence that the layout states.
+        origin: Where the data come from, in place of what the layout states.
         workers: Threads; see `parallel.parallel_map`.
     """
 
@@ -57,6 +58,7 @@ class ImportJob:
     skip_broken: bool = False
     manifest_format: str = "csv"
     licence: str | None = None
+    origin: str | None = None
     workers: int | None = None
 
 
@@ -236,7 +238,7 @@ def _description(found: Found, notes: list[str], split: SplitFile | None, job: I
         label_values={job.layout: found.label_values},
         splits=[f"{job.layout}: {rule}"],
         licence=job.licence or found.licence,
-        source=[f"{job.layout}: {found.origin}"] if found.origin else [],
+        source=[job.origin] if job.origin else [f"{job.layout}: {found.origin}"] * bool(found.origin),
         notes=[f"{job.layout}: {note}" for note in (*found.notes, *written, *notes)],
     )
 

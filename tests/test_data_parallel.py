@@ -1,0 +1,36 @@
+"""Running a function over many items."""
+
+import pytest
+
+from dim_hf.data import parallel
+from dim_hf.data.parallel import parallel_map
+
+
+class Square:
+    """Picklable, with something to carry along."""
+
+    def __init__(self, add):
+        self.add = add
+
+    def __call__(self, number):
+        if number == 77:
+            raise ValueError("77 is not liked")
+        return number**2 + self.add
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_results_are_in_the_order_of_the_items(monkeypatch, processes):
+    monkeypatch.setattr(parallel, "MIN_FOR_PROCESSES", 10)
+    options = {"description": "squaring", "unit": "number", "workers": 2, "progress": False, "processes": processes}
+    assert parallel_map(Square(1), range(70), **options) == [number**2 + 1 for number in range(70)]
+    with pytest.raises(ValueError, match="77 is not liked"):
+        parallel_map(Square(1), range(100), **options)
+    assert parallel_map(Square(1), [], **options) == []
+
+
+def test_the_bar_counts_items(capsys):
+    parallel_map(Square(0), range(5), description="squaring", unit="number")
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "squaring" in shown.err
+    assert "5/5" in shown.err
