@@ -1,5 +1,6 @@
 import json
 import re
+import runpy
 
 import pytest
 from click.testing import CliRunner
@@ -100,3 +101,25 @@ def test_class_names_are_taken_and_help_states_the_exit_codes(folder):
     assert json.loads(names.stdout)["classes"]["2"] == "cup"
     assert names.exit_code == 3  # the cup is nowhere
     assert "4 errors" in run("--help").output
+
+
+def test_files_are_shown_without_the_folder_that_the_title_names(tmp_path):
+    rows = rows_of(clean_rows(tmp_path))
+    (tmp_path / "i0.png").write_bytes(b"")
+    diagnosis = examine(rows, DESCRIPTION, progress=False)
+    for dataset in (tmp_path, tmp_path / "i1.png"):  # a folder, or a file such as a manifest in it
+        for shown in (format_text(diagnosis, str(dataset)), render_report(diagnosis, rows, str(dataset))):
+            assert str(tmp_path) not in shown.replace(str(dataset), "")
+            assert "i0.png" in shown
+    assert diagnosis.findings[0].file == str(tmp_path / "i0.png")
+
+
+def test_the_demo_finds_what_it_spoiled(tmp_path):
+    command = runpy.run_path("examples/doctor_demo.py")["main"]
+    options = ["--output_dir", str(tmp_path / "demo"), "--images_per_domain", "12", "--size", "96"]
+    result = CliRunner().invoke(command, options)
+    assert result.exit_code == 0, result.output
+    for code in ("truncated-file", "mask-values", "duplicate-across-splits", "constant-image", "flip-suspected"):
+        assert code in result.output
+    assert (tmp_path / "demo" / "report.html").exists()
+    assert "is there already" in CliRunner().invoke(command, options).output

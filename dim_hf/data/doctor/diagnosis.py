@@ -1,6 +1,7 @@
 """Examines a data set: every row once, then what only all of them together show."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -42,6 +43,19 @@ class Diagnosis:
     def exit_code(self) -> int:
         """0 without errors and warnings, 3 with warnings, 4 with errors."""
         return EXIT_CODES[self.worst]
+
+    def relative_to(self, dataset: str) -> "Diagnosis":
+        """The same for people to read: files without the folder that `dataset` names, if it names one."""
+        path = os.path.abspath(dataset)
+        folder = os.path.dirname(path) if os.path.isfile(path) else path
+        if not os.path.isdir(folder):
+            return self
+        prefix = os.path.join(folder, "")
+        shown = [
+            replace(item, file=item.file.replace(prefix, ""), problem=item.problem.replace(prefix, ""))
+            for item in self.findings
+        ]
+        return replace(self, findings=shown)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON; holds neither NaN nor infinity."""

@@ -77,9 +77,11 @@ def render_report(diagnosis: Diagnosis, rows: datasets.Dataset, dataset: str) ->
     Args:
         diagnosis: What the doctor found in `rows`.
         rows: The same rows: the chosen ones are read once more.
-        dataset: Name of the data set, for the heading.
+        dataset: Name of the data set, for the heading; files below a folder of that name are shown without it.
     """
     import jinja2
+
+    diagnosis = diagnosis.relative_to(dataset)
 
     dims = diagnosis.description.spatial_dims
     inspector = Inspector(rows, Standard(diagnosis.description.num_labels, IGNORE_INDEX, spatial_dims=dims))

@@ -16,8 +16,9 @@ def format_text(diagnosis: Diagnosis, dataset: str) -> str:
 
     Args:
         diagnosis: What the doctor found.
-        dataset: Name of the data set, for the first line.
+        dataset: Name of the data set, for the first line; files below a folder of that name are shown without it.
     """
+    diagnosis = diagnosis.relative_to(dataset)
     lines = [f"{dataset}: {count(diagnosis.rows, 'image')} of {count(len(diagnosis.domains), 'domain')}", ""]
     lines += _table(diagnosis.domains)
     lines += ["", verdict(diagnosis)]
