@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dim_hf.data.cache import SampleCache, fingerprint, processor_content, value_content
+from dim_hf.data.cache import SampleCache
+from dim_hf.data.fingerprints import fingerprint, processor_content, value_content
 
 KEYS = [fingerprint(i) for i in range(40)]
 SIZE = 4 * 100  # bytes of a sample in memory

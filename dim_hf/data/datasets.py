@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dim_hf.data.cache import SampleCache, fingerprint, processor_content, value_content
+from dim_hf.data.cache import SampleCache
+from dim_hf.data.fingerprints import fingerprint, processor_content, value_content
 from dim_hf.data.rows import column_view, is_present, require_columns
 from dim_hf.data.sampler import LABELED, UNLABELED, SampleKey
 
