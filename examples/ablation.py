@@ -31,7 +31,7 @@ def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tup
     with user_errors():
         outcomes = run_settings([*config_words(config), *overrides], settings.split(","), range(seeds), folder)
     text = "\n".join([format_summary(outcomes), format_summary(outcomes, "hd95", factor=1.0)])
-    (folder / "summary.md").write_text(text)
+    (folder / "summary.md").write_text(text, encoding="utf-8")
     site_bars({o.setting: o.table for o in outcomes if o.seed == 0}, folder / "sites.png")
     click.echo(text)
 

@@ -1,3 +1,4 @@
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import SimpleITK
 from scipy.spatial.transform import Rotation
 
+from dim_hf.data.volumes.locales import kept_locale
 from dim_hf.data.volumes.volume import Volume, find_dicom_series, read_dicom_series, same_grid
 
 UID = "1.2.826.0.1.3680043.2.1125."
@@ -42,7 +44,8 @@ def write_slice(path, pixels, number, *, series=UID + "1.1", place=None, turn=TU
     writer.KeepOriginalImageUIDOn()
     writer.SetFileName(str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer.Execute(made)
+    with kept_locale():
+        writer.Execute(made)
     return path
 
 
@@ -244,3 +247,16 @@ def test_a_place_that_is_missing_is_refused(tmp_path):
     path.write_bytes(content.replace(tag, bytes.fromhex("20003300")))
     refused([path], r"has no valid tag \(0020,0032\)")
     assert find_dicom_series(tmp_path) == {UID + "1.1": [Path(path)]}
+
+
+def test_the_locale_stays_as_it_is(tmp_path):
+    """GDCM sets it to "C", after which Python would read text files as ASCII."""
+    files = write_series(tmp_path)
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, "C.UTF-8")
+        find_dicom_series(tmp_path)
+        read_dicom_series(files)
+        assert locale.getencoding().upper() == "UTF-8"
+    finally:
+        locale.setlocale(locale.LC_ALL, before)

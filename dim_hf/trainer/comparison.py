@@ -78,7 +78,7 @@ def run_settings(words: Sequence[str], settings: Iterable[str], seeds: Iterable[
             refuse_other_job(run, job)
             if not (run / RESULTS_FILE).exists():
                 run_job(job)
-            results = json.loads((run / RESULTS_FILE).read_text())
+            results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
             outcomes.append(Outcome(setting, seed, read_cases_csv(run / "cases.csv"), results))
     return outcomes
 

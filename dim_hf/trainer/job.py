@@ -217,7 +217,7 @@ def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> No
     """
     if not (folder / JOB_FILE).exists():
         return
-    found = json.loads((folder / JOB_FILE).read_text())
+    found = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(job_as_json(job), default=str))
     for part, fields in wanted.items():
         for name, value in fields.items():
@@ -240,7 +240,7 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
         refuse_other_job(folder, job, but=("max_steps",))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # written last: its presence says that the run is complete
-    (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n")
+    (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def score_test_sets(

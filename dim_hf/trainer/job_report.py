@@ -40,9 +40,9 @@ def write_report(
 
     write_cases_csv(cases, folder / "cases.csv")
     write_table_csv(table, folder / "sites.csv")
-    (folder / "table.md").write_text(format_table(table) + "\n")
+    (folder / "table.md").write_text(format_table(table) + "\n", encoding="utf-8")
     logged = [line for line in log_history if "loss" in line or "eval_mean_dice" in line]
     if logged:  # a run of a few steps may end before its first line
         curves(logged, folder / "curves.png")
     results = {**summary, "environment": environment()}
-    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2, default=str) + "\n")
+    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")

@@ -206,7 +206,7 @@ class TeacherStudentTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             self._save_network(self.scored_model, folder)
-            (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n")
+            (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n", encoding="utf-8")
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -228,14 +228,14 @@ class TeacherStudentTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         self._save_network(self.model, folder)
         self._save_network(self.teacher, folder / TEACHER_FOLDER)
-        (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n")
+        (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n", encoding="utf-8")
 
     def _save_network(self, network: nn.Module, folder: Path) -> None:
         self.accelerator.unwrap_model(network).save_pretrained(folder)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         # As text: transformers' training_args.bin is a pickle, and nothing here reads it.
-        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n")
+        (folder / "training_args.json").write_text(self.args.to_json_string() + "\n", encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # By from_pretrained: transformers' own loading passes over weights whose saved names differ from the model's.
@@ -245,7 +245,9 @@ class TeacherStudentTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             _load_weights(self.teacher, Path(checkpoint) / TEACHER_FOLDER)
-            self.skipped_steps = json.loads((Path(checkpoint) / SUMMARY_FILE).read_text())["skipped_steps"]
+            self.skipped_steps = json.loads((Path(checkpoint) / SUMMARY_FILE).read_text(encoding="utf-8"))[
+                "skipped_steps"
+            ]
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)

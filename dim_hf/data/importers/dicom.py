@@ -11,6 +11,7 @@ from pathlib import Path
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.patients import compile_pattern, patient_of
 from dim_hf.data.volumes.header import require
+from dim_hf.data.volumes.locales import kept_locale
 from dim_hf.data.volumes.volume import Volume, find_dicom_series, read_dicom_series
 from dim_hf.metrics.cases import default_structures
 
@@ -93,6 +94,7 @@ def _image_series(root: Path) -> tuple[list[_Series], int]:
     return series, len(found) - len(series)
 
 
+@kept_locale()
 def _tags(file: Path) -> dict[str, str]:
     """Tags of a file as text; none where it is no image that can be read."""
     reader = require("SimpleITK").ImageFileReader()

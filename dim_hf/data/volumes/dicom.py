@@ -13,6 +13,7 @@ from dim_hf.data.archives import walk
 from dim_hf.data.limits import check_shape
 from dim_hf.data.volumes.header import check_affine, check_dtype, require
 from dim_hf.data.volumes.itk import LPS_TO_RAS
+from dim_hf.data.volumes.locales import kept_locale
 
 _FRAMES, _SAMPLES, _SERIES = "0028|0008", "0028|0002", "0020|000e"
 _SLICE_DISTANCE, _THICKNESS = "0018|0088", "0018|0050"
@@ -37,6 +38,7 @@ class _SliceFile:
         return normal / max(float(np.linalg.norm(normal)), 1e-12)
 
 
+@kept_locale()
 def find_series(folder: Path) -> dict[str, list[Path]]:
     """See `volumes.find_dicom_series`."""
     reader = require("SimpleITK").ImageSeriesReader
@@ -48,6 +50,7 @@ def find_series(folder: Path) -> dict[str, list[Path]]:
     return {uid: _in_slice_order(found[uid]) for uid in sorted(found)}
 
 
+@kept_locale()
 def read_series(files: Sequence[Path], max_voxels: int) -> tuple[np.ndarray, np.ndarray]:
     """See `volumes.read_dicom_series`; gives voxels (X, Y, Z) and affine (4, 4)."""
     sitk = require("SimpleITK")
