@@ -7,11 +7,25 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dim_hf.models.loss_dim_unet import cross_entropy_and_dice, pixel_cross_entropy, soft_dice_loss
 
 IGNORE_INDEX = 255
+
+
+def resize_logits(logits: Tensor, spatial_shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """Bring logits (N, K, *S') to the label maps' size (N, K, *S), in float32 at least.
+
+    Networks such as SegFormer predict at a quarter of the input's resolution; bi- or trilinear
+    interpolation of the logits, before the softmax, is how their authors train and score them.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if logits.shape[2:] == tuple(spatial_shape):
+        return logits
+    mode = "bilinear" if len(spatial_shape) == 2 else "trilinear"
+    return F.interpolate(logits, size=tuple(spatial_shape), mode=mode, align_corners=False)
 
 
 def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -16,15 +16,14 @@ from dim_hf.trainer.ablations import ABLATIONS
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.option("--config", required=True, type=click.Path(exists=True, dir_okay=False), help="YAML of the full method.")
-@click.option("--settings", default="supervised,teacher-student,dim,upper-bound", show_default=True,
-              help=f"Comma-separated: {', '.join(ABLATIONS)}, upper-bound.")  # fmt: skip
+@click.option("--settings", default=",".join([*ABLATIONS, "upper-bound"]), show_default=True, help="With commas.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Number of seeds: 0, 1, …")
 @click.option("--output_dir", required=True, type=click.Path(file_okay=False), help="Folder of all runs.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tuple[str, ...]) -> None:
     """Compare settings of one configuration with equal labels, steps and seeds."""
-    from dim_hf.metrics.figures import site_bars
-    from dim_hf.trainer.comparison import format_summary, run_settings
+    from dim_hf.metrics.report_figures import seed_bars
+    from dim_hf.trainer.comparison import format_summary, run_settings, scores_by_seed, write_summary
     from dim_hf.trainer.job_arguments import config_words
 
     folder = Path(output_dir)
@@ -32,7 +31,8 @@ def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tup
         outcomes = run_settings([*config_words(config), *overrides], settings.split(","), range(seeds), folder)
     text = "\n".join([format_summary(outcomes), format_summary(outcomes, "hd95", factor=1.0)])
     (folder / "summary.md").write_text(text, encoding="utf-8")
-    site_bars({o.setting: o.table for o in outcomes if o.seed == 0}, folder / "sites.png")
+    write_summary(outcomes, folder / "summary.csv")
+    seed_bars(scores_by_seed(outcomes), folder / "sites.png")
     click.echo(text)
 
 

@@ -9,6 +9,8 @@ COMMANDS = {
     "import": ("import_data", "Turn a benchmark's or hospital's layout into one manifest."),
     "doctor": ("doctor", "Find every fault of a data set before an hour is lost."),
     "train": ("train", "Train a model with DiM or one of its ablations."),
+    "evaluate": ("evaluate", "Score a model by site, with intervals; compare two."),
+    "diagnose": ("diagnose", "Sharpness, divergence between domains, loss landscape."),
 }
 
 

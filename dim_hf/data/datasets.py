@@ -3,6 +3,7 @@
 import importlib.util
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -14,6 +15,21 @@ from dim_hf.data.cache import SampleCache
 from dim_hf.data.fingerprints import fingerprint, processor_content, value_content
 from dim_hf.data.rows import column_view, is_present, require_columns
 from dim_hf.data.sampler import LABELED, UNLABELED, SampleKey
+
+
+@dataclass(frozen=True, eq=False)
+class RawSample:
+    """A decoded row, before any processing.
+
+    Attributes:
+        image: A PIL image, or an array; NIfTI volumes in RAS+ order as (..., Z, Y, X).
+        label: Likewise, of the same spatial shape; None for an image without a mask.
+        spacing_mm: Size of a pixel along the spatial axes, (H, W) or (D, H, W); None where it is unknown.
+    """
+
+    image: object
+    label: object
+    spacing_mm: tuple[float, ...] | None
 
 
 class SegmentationDataset(Dataset):
@@ -107,8 +123,22 @@ class SegmentationDataset(Dataset):
     def _value(self, views: dict[str, datasets.Dataset], column: str, index: int) -> object:
         return views[column][index][column] if self._columns[column][index] else None
 
-    def _load(self, index: int) -> dict[str, torch.Tensor]:
-        image, label = (_raw(self._value(self._views, column, index)) for column in self._columns)
+    def raw(self, index: int) -> RawSample:
+        """Image and mask as they are stored, decoded, volumes turned; on the image's own grid."""
+        image, label = (self._value(self._views, column, index) for column in self._columns)
+        spacing = _spacing_mm(image) if hasattr(image, "dataobj") else self._stated_spacing(index)
+        return RawSample(_raw(image), _raw(label), tuple(spacing) if spacing else None)
+
+    def _stated_spacing(self, index: int) -> list[float] | None:
+        known = "spacing_mm" in self.rows.column_names
+        return self.rows.select_columns(["spacing_mm"])[index]["spacing_mm"] if known else None
+
+    def process(self, image: object, label: object = None) -> dict[str, torch.Tensor]:
+        """A decoded image, and its mask, as a sample.
+
+        Raises:
+            ValueError: If the processor cannot bring them to the network's input.
+        """
         processed = self.processor(image, segmentation_maps=label, return_tensors="pt")
         # Copies, as a view would keep the whole batch of one in memory; laid out as a cache gives them back.
         layout = torch.contiguous_format
@@ -116,6 +146,9 @@ class SegmentationDataset(Dataset):
         if label is not None:
             sample["labels"] = _compact(processed["labels"][0])
         return sample
+
+    def _load(self, index: int) -> dict[str, torch.Tensor]:
+        return self.process(*(_raw(self._value(self._views, column, index)) for column in self._columns))
 
 
 class TwoStreamDataset(Dataset):
@@ -172,6 +205,15 @@ def _require_nibabel(rows: datasets.Dataset) -> None:
 def _raw(value: object) -> object:
     """A decoded value as the processor takes it: PIL images and arrays as they are, NIfTI images as (D, H, W)."""
     return _depth_first(value) if hasattr(value, "dataobj") else value
+
+
+def _spacing_mm(image: Any) -> list[float]:
+    """Voxel size of a NIfTI image in RAS+ order, along (Z, Y, X)."""
+    import nibabel
+
+    sizes = nibabel.affines.voxel_sizes(image.affine)
+    axes = nibabel.io_orientation(image.affine)[:, 0].astype(int)
+    return [float(sizes[list(axes).index(axis)]) for axis in (2, 1, 0)]
 
 
 def _depth_first(image: Any) -> np.ndarray:

@@ -20,10 +20,17 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Source:
-    """Rows, and what they mean."""
+    """Rows, and what they mean.
+
+    Attributes:
+        rows: The rows.
+        description: Their classes and more.
+        is_described: Whether the data came with a description; otherwise it is what the caller said, or a guess.
+    """
 
     rows: datasets.Dataset
     description: DatasetDescription
+    is_described: bool = True
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,8 @@ def load_source(
     if dataset.startswith(PHANTOM_PREFIX):
         return _phantom(dataset.removeprefix(PHANTOM_PREFIX), phantom)
     rows, description = _rows_and_description(dataset, patient_pattern)
-    return Source(rows, _described(rows, description, class_names, structures, dataset))
+    described = _described(rows, description, class_names, structures, dataset)
+    return Source(rows, described, is_described=description is not None)
 
 
 def _phantom(kind: str, options: PhantomOptions) -> Source:

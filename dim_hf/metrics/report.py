@@ -207,7 +207,7 @@ def _number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _render(header: Sequence[str], lines: Sequence[Sequence[str]], style: str, left: int) -> str:
+def render(header: Sequence[str], lines: Sequence[Sequence[str]], style: str, left: int) -> str:
     """Aligned cells; the first `left` columns are flush left, the others flush right."""
     if style not in ("markdown", "text"):
         raise ValueError(f"style is {style!r}; choose markdown or text")
@@ -261,7 +261,7 @@ def format_table(table: SiteTable, style: str = "markdown") -> str:
         lines.append([row.domain, row.structure, str(row.cases), *numbers, str(row.missed), str(row.spurious)])
         if undefined:
             lines[-1].append(str(row.undefined))
-    return _render(header + ["Undefined"] * undefined, lines, style, left=2) + "\n\n" + _caption(table)
+    return render(header + ["Undefined"] * undefined, lines, style, left=2) + "\n\n" + _caption(table)
 
 
 def format_comparison(
@@ -288,7 +288,7 @@ def format_comparison(
         [domain, *(_number(value_of(table, metric, domain, structure), digits) for table in tables.values())]
         for domain in [*domains, MEAN_OF_SITES]
     ]
-    return _render(["Site", *tables], lines, style, left=1)
+    return render(["Site", *tables], lines, style, left=1)
 
 
 def check_comparable(tables: Mapping[str, SiteTable], metric: str) -> str:

@@ -1,8 +1,9 @@
 """Several settings of one job, several seeds each: run what is missing, and put the scores side by side."""
 
+import csv
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,42 +84,101 @@ def run_settings(words: Sequence[str], settings: Iterable[str], seeds: Iterable[
     return outcomes
 
 
-def summarize(outcomes: Sequence[Outcome], metric: str = "dice") -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean and sample standard deviation over seeds of a metric, by setting and domain.
+def scores_by_seed(outcomes: Sequence[Outcome], metric: str = "dice") -> dict[str, dict[str, list[float]]]:
+    """Setting → domain (and the mean of sites) → the metric's value for each seed.
 
     Args:
         outcomes: of `run_settings`.
         metric: a name in `dim_hf.metrics.report.MEANS`.
-
-    Returns:
-        setting → domain (and the mean of sites) → (mean, sd); the sd of one seed is NaN.
     """
-    summary: dict[str, dict[str, tuple[float, float]]] = {}
+    scores: dict[str, dict[str, list[float]]] = {}
     for setting in dict.fromkeys(outcome.setting for outcome in outcomes):
         tables = [outcome.table for outcome in outcomes if outcome.setting == setting]
-        summary[setting] = {}
-        for domain in [*tables[0].domains, MEAN_OF_SITES]:
-            values = np.array([table.row(domain).means[metric] for table in tables])
-            sd = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
-            summary[setting][domain] = (float(values.mean()), sd)
-    return summary
+        domains = [*tables[0].domains, MEAN_OF_SITES]
+        scores[setting] = {domain: [table.row(domain).means[metric] for table in tables] for domain in domains}
+    return scores
+
+
+def summarize(outcomes: Sequence[Outcome], metric: str = "dice") -> dict[str, dict[str, tuple[float, float]]]:
+    """Setting → domain (and the mean of sites) → mean and sample standard deviation over seeds; NaN for one seed."""
+    return {
+        setting: {
+            domain: (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan"))
+            for domain, values in row.items()
+        }
+        for setting, row in scores_by_seed(outcomes, metric).items()
+    }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a setting costs, medians over its seeds; None where no run measured it.
+
+    Attributes:
+        seconds_per_step: Of training, validation included.
+        images_per_second: Training images of all processes.
+        peak_memory_gib: Of the GPU, or of the process on a CPU.
+    """
+
+    seconds_per_step: float | None
+    images_per_second: float | None
+    peak_memory_gib: float | None
+
+
+def cost_of(outcomes: Sequence[Outcome], setting: str) -> Cost:
+    """The cost of one setting."""
+    own = [outcome.results["cost"] for outcome in outcomes if outcome.setting == setting]
+    medians = {}
+    for item in fields(Cost):
+        known = [cost[item.name] for cost in own if cost.get(item.name) is not None]
+        medians[item.name] = float(np.median(known)) if known else None
+    return Cost(**medians)
 
 
 def format_summary(outcomes: Sequence[Outcome], metric: str = "dice", factor: float = 100.0) -> str:
     """Markdown table of `summarize`: a row a setting, a column a site, and what a step costs."""
     summary = summarize(outcomes, metric)
     domains = list(next(iter(summary.values())))
+    costs = ["ms a step", "images/s", "peak GiB"]
     lines = [
-        "| setting | " + " | ".join(domains) + " | ms a step |",
-        "|---|" + "---|" * (len(domains) + 1),
+        "| setting | " + " | ".join([*domains, *costs]) + " |",
+        "|---|" + "---|" * (len(domains) + len(costs)),
     ]
     for setting, row in summary.items():
         cells = [_mean_and_sd(factor * mean, factor * sd) for mean, sd in row.values()]
-        costs = [o.results["cost"]["seconds_per_step"] for o in outcomes if o.setting == setting]
-        known = [1000 * cost for cost in costs if cost is not None]
-        lines.append(f"| {setting} | {' | '.join(cells)} | {f'{np.median(known):.0f}' if known else '–'} |")
+        cost = cost_of(outcomes, setting)
+        milliseconds = None if cost.seconds_per_step is None else 1000 * cost.seconds_per_step
+        cells += [_number(milliseconds, 0), _number(cost.images_per_second, 1), _number(cost.peak_memory_gib, 2)]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
     seeds = sorted({outcome.seed for outcome in outcomes})
-    return "\n".join(lines) + f"\n\n{metric}, mean of structures; mean ± sd over seeds {', '.join(map(str, seeds))}.\n"
+    return "\n".join(lines) + f"\n\n{_caption(outcomes, metric, seeds)}\n"
+
+
+def write_summary(outcomes: Sequence[Outcome], path: Path, metrics: Sequence[str] = ("dice", "hd95")) -> None:
+    """Write one line for each setting, domain and metric: mean and sd over seeds, and the setting's cost."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["setting", "domain", "metric", "mean", "sd", "seeds", *(item.name for item in fields(Cost))])
+        for metric in metrics:
+            for setting, row in summarize(outcomes, metric).items():
+                seeds = sum(outcome.setting == setting for outcome in outcomes)
+                cost = astuple(cost_of(outcomes, setting))
+                writer.writerows([setting, domain, metric, *values, seeds, *cost] for domain, values in row.items())
+
+
+def _caption(outcomes: Sequence[Outcome], metric: str, seeds: Sequence[int]) -> str:
+    table = outcomes[0].table
+    is_share = metric in ("dice", "jaccard")
+    distances = "" if is_share else f"; distances in {table.unit}, empty masks: {table.empty_policy}"
+    chosen = sorted({outcome.results["training"]["selected"] for outcome in outcomes})
+    return (
+        f"{metric}, mean of structures; mean ± sd over seeds {', '.join(map(str, seeds))}{distances}; "
+        f"step chosen: {', '.join(chosen)}."
+    )
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _mean_and_sd(mean: float, sd: float) -> str:

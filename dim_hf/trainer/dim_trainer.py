@@ -15,7 +15,7 @@ from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
 from dim_hf.data.sampler import TwoStreamBatchSampler
 from dim_hf.divergences import get_f_divergence
-from dim_hf.losses import LossTerms, consistency_loss, make_pseudo_labels, ramp_up, supervised_loss
+from dim_hf.losses import LossTerms, consistency_loss, make_pseudo_labels, ramp_up, resize_logits, supervised_loss
 from dim_hf.sharpness import (
     NonFiniteGradientError,
     check_finite_gradient,
@@ -25,7 +25,7 @@ from dim_hf.sharpness import (
 from dim_hf.trainer.critic_training import CriticTraining
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
-from dim_hf.trainer.views import StepInputs, ViewMaker, resize_logits
+from dim_hf.trainer.views import StepInputs, ViewMaker
 from dim_hf.trainer.window import ClosedFormDivergence, Logits, MicroBatch, Window
 
 

@@ -12,6 +12,7 @@ SCORED_MODELS = ("teacher", "student")
 LABELED_VIEWS = ("weak", "strong")
 TEACHER_STATISTICS = ("running", "batch")
 STRONG_VIEWS = ("auto", "color", "mri", "microscopy")
+SELECTIONS = ("validation", "last", "test-legacy")
 
 
 def _choice(default: str, legal: tuple[str, ...], text: str) -> str:
@@ -55,6 +56,12 @@ class DimTrainingArguments(TrainingArguments):
     labeled_batch_size: int = _number(4, "Labeled images per step and process; at least 1.")
     unlabeled_batch_size: int = _number(
         4, "Unlabeled images per step and process; not loaded at all where no term uses them."
+    )
+    select: str = _choice(
+        "validation",
+        SELECTIONS,
+        "How the saved step is chosen: the best one on validation images (with load_best_model_at_end), the last, "
+        "or, as the older benchmarks do, the best one on the test images, which is stamped on every result.",
     )
     balance_domains: bool = field(
         default=False, metadata={"help": "Draw every domain equally often in both streams, whatever its size."}
@@ -180,6 +187,7 @@ class DimTrainingArguments(TrainingArguments):
             "scored_model": SCORED_MODELS,
             "strong_view": STRONG_VIEWS,
             "labeled_view": LABELED_VIEWS,
+            "select": SELECTIONS,
         }
         for name, choices in legal.items():
             if getattr(self, name) not in choices:

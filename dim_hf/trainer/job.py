@@ -65,7 +65,7 @@ def job_source(data: DataArguments) -> Source:
     )
     said = {"num_channels": data.num_channels, "intensity": data.intensity}
     changes = {name: value for name, value in said.items() if value is not None}
-    return Source(source.rows, replace(source.description, **changes))
+    return replace(source, description=replace(source.description, **changes))
 
 
 def split_source(source: Source, data: DataArguments) -> SemiSupervisedSplit:
@@ -148,7 +148,10 @@ def make_trainer(
     def processed(rows: datasets.Dataset) -> SegmentationDataset:
         return SegmentationDataset(rows, processor, cache=cache)
 
+    test = {domain: processed(rows) for domain, rows in split.test.items()}
     validation = {split.labeled_domain: processed(split.validation)} if len(split.validation) else None
+    if job.training.select == "test-legacy":
+        validation = test
     trainer = DimTrainer(
         model,
         _without_validation(job.training) if validation is None else job.training,
@@ -158,7 +161,7 @@ def make_trainer(
         processing_class=processor,
         structures=source.description.structures,
     )
-    return trainer, {domain: processed(rows) for domain, rows in split.test.items()}, split
+    return trainer, test, split
 
 
 def run_job(job: Job) -> JobResult:

@@ -126,6 +126,8 @@ class JobTrainingArguments(DimTrainingArguments):
             self.bf16 = True
             # Without a GPU, transformers takes bf16 for a mistake unless the CPU is asked for by name.
             self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        if self.select == "last":
+            self.load_best_model_at_end = False
         super().__post_init__()
 
 

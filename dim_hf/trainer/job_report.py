@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dim_hf.metrics.cases import CaseResult
-from dim_hf.metrics.report import SiteTable, format_table, write_cases_csv, write_table_csv
+from dim_hf.metrics.report import SiteTable, write_cases_csv, write_table_csv
+from dim_hf.metrics.summary import format_summary, summarize, write_summary_csv
 
 RESULTS_FILE = "results.json"
 PACKAGES = ("dim-hf", "torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
@@ -32,7 +33,7 @@ def write_report(
     cases: Sequence[CaseResult],
     log_history: Iterable[Mapping[str, Any]],
 ) -> None:
-    """Write `cases.csv`, `sites.csv`, `table.md`, `curves.png` and, last, `results.json` into the run's folder.
+    """Write `cases.csv`, `sites.csv`, `summary.csv`, `table.md`, `curves.png` and, last, `results.json`.
 
     A folder that holds `results.json` is complete.
     """
@@ -40,7 +41,9 @@ def write_report(
 
     write_cases_csv(cases, folder / "cases.csv")
     write_table_csv(table, folder / "sites.csv")
-    (folder / "table.md").write_text(format_table(table) + "\n", encoding="utf-8")
+    intervals = summarize(cases, protocol="network", labeled_domain=summary["split"]["labeled_domain"])
+    write_summary_csv(intervals, folder / "summary.csv")
+    (folder / "table.md").write_text(format_summary(intervals) + "\n", encoding="utf-8")
     logged = [line for line in log_history if "loss" in line or "eval_mean_dice" in line]
     if logged:  # a run of a few steps may end before its first line
         curves(logged, folder / "curves.png")

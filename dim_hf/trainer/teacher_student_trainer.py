@@ -13,13 +13,12 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from dim_hf.data.collator import collate
 from dim_hf.ema import ema_decay_at, make_teacher, update_teacher
-from dim_hf.losses import supervised_loss
+from dim_hf.losses import resize_logits, supervised_loss
 from dim_hf.metrics.cases import check_structures
 from dim_hf.metrics.trainer_metrics import build_compute_metrics, class_structures
 from dim_hf.trainer.callbacks import DimProgressCallback
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.meters import Meters
-from dim_hf.trainer.views import resize_logits
 
 TEACHER_FOLDER = "teacher"
 SUMMARY_FILE = "dim_training.json"
@@ -213,9 +212,10 @@ class TeacherStudentTrainer(Trainer):
     def training_summary(self) -> dict[str, Any]:
         """Which of the two models was saved, at which step, and how that step was selected."""
         best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
+        where = "TEST images (test-legacy)" if self.args.select == "test-legacy" else "validation"
         return {
             "scored_model": self.args.scored_model,
-            "selected": f"best {self.args.metric_for_best_model} on validation" if best else "last step",
+            "selected": f"best {self.args.metric_for_best_model} on {where}" if best else "last step",
             "step": self.state.best_global_step if best else self.state.global_step,
             "best_metric": self.state.best_metric if best else None,
             "max_steps": self.state.max_steps,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dim_hf.augmentations.geometry import WeakView
@@ -19,19 +18,6 @@ _COLOR_CHANNELS = 3
 
 # Weak views (N, C, *S) → pseudo-labels (N, *S) and their mask (N, *S).
 PseudoLabeler = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-def resize_logits(logits: Tensor, spatial_shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Bring logits (N, K, *S') to the label maps' size (N, K, *S), in float32 at least.
-
-    Networks such as SegFormer predict at a quarter of the input's resolution; bi- or trilinear
-    interpolation of the logits, before the softmax, is how their authors train and score them.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if logits.shape[2:] == tuple(spatial_shape):
-        return logits
-    mode = "bilinear" if len(spatial_shape) == 2 else "trilinear"
-    return F.interpolate(logits, size=tuple(spatial_shape), mode=mode, align_corners=False)
 
 
 @dataclass(frozen=True, eq=False)

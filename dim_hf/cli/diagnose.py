@@ -1,0 +1,67 @@
+"""`dim-hf diagnose`: sharpness, divergence between domains, loss landscape, teacher and student."""
+
+from pathlib import Path
+
+import click
+
+from dim_hf.cli.errors import user_errors
+
+
+@click.command(
+    epilog="Example: dim-hf diagnose runs/dim data/fundus --baseline runs/supervised --output_dir runs/dim/diagnosis"
+)
+@click.argument("model")
+@click.argument("dataset")
+@click.option("--output_dir", "--output-dir", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option("--baseline", help="A model to measure on the same images, e.g. the supervised one: before and after.")
+@click.option("--rho", default=0.05, show_default=True, help="ρ > 0, radius of the ball around the weights.")
+@click.option("--adaptive", is_flag=True, help="ρ relative to the weights (ASAM).")
+@click.option("--images", default=16, show_default=True, help="Labeled images of each domain, at most.")
+@click.option("--pooled_images", default=8, show_default=True, help="Those for Hessian and landscape, in all.")
+@click.option(
+    "--unlabeled_images", default=48, show_default=True, help="Images of each domain for divergence and agreement."
+)
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Draw images of this split only.")
+@click.option("--f_divergence", "f_divergences", multiple=True, help="Name of an f-divergence; may be repeated.")
+@click.option("--extent", default=0.5, show_default=True, help="Half side of the landscape; 1 is a filter's own norm.")
+@click.option("--seed", default=0, show_default=True, help="Of the drawn images and directions.")
+@click.option("--quick", is_flag=True, help="Fewer steps and directions, no plane, no trace.")
+@click.option("--no_progress", "--no-progress", is_flag=True, help="Show no progress bar.")
+def command(
+    model: str,
+    dataset: str,
+    output_dir: Path,
+    baseline: str | None,
+    f_divergences: tuple[str, ...],
+    quick: bool,
+    no_progress: bool,
+    **settings: float | str | None,
+) -> None:
+    """Measure how sharp the loss of MODEL is, how its predictions differ between the domains of DATASET, and more.
+
+    MODEL is a folder or a name on the Hub; in the folder of a run or a checkpoint, teacher and student are compared,
+    too. DATASET is a manifest (.csv, .parquet) or a folder that holds one, a folder of domains, a data set of the
+    Hub, or a phantom (phantom:fundus).
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    from dim_hf.data.sources import load_source
+    from dim_hf.diagnostics.diagnose import diagnose, write_diagnosis
+    from dim_hf.diagnostics.records import FULL, QUICK, Options
+    from dim_hf.diagnostics.text import format_diagnosis
+
+    disable_progress_bar()  # of loading weights
+    with user_errors():
+        if f_divergences:
+            settings["f_divergences"] = f_divergences
+        options = Options(effort=QUICK if quick else FULL, **settings)
+        found = diagnose(
+            model,
+            load_source(dataset),
+            dataset=dataset,
+            baseline=baseline,
+            options=options,
+            progress=not no_progress,
+        )
+        files = write_diagnosis(found, output_dir)
+    click.echo(f"\n{format_diagnosis(found, 'text')}\n\nWritten: {', '.join(map(str, files))}")

@@ -1,0 +1,1 @@
+"""What sharpness, divergence and teacher of a trained model look like: measured, tabulated, drawn."""

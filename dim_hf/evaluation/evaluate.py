@@ -1,0 +1,131 @@
+"""Evaluates a model on the test images of a data set: every image once, whatever the number of processes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+from torch import Tensor, nn
+
+from dim_hf.data.description import DatasetDescription
+from dim_hf.data.rows import is_present
+from dim_hf.evaluation.prediction import predict_rows, shares_of
+from dim_hf.evaluation.protocols import Protocol, get_protocol
+from dim_hf.evaluation.result import EvaluationResult, Provenance
+from dim_hf.evaluation.scoring import Scores, score_predictions, scoring_groups
+from dim_hf.metrics.summary import summarize
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a model is evaluated.
+
+    Attributes:
+        protocol: Key in `protocols.PROTOCOLS`.
+        tolerance_mm: Of the NSD, in the unit of the distances; None leaves it out.
+        batch_size: Images of a forward pass.
+        seed: Of the bootstrap.
+        progress: Show a progress bar.
+    """
+
+    protocol: str = "image"
+    tolerance_mm: float | None = None
+    batch_size: int = 8
+    seed: int = 0
+    progress: bool = True
+
+
+def evaluate_model(
+    model: nn.Module,
+    processor: Callable[..., dict[str, Tensor]],
+    rows: datasets.Dataset,
+    description: DatasetDescription,
+    provenance: Provenance,
+    options: EvaluationOptions = EvaluationOptions(),
+    *,
+    autocast: Callable[[], Any] = nullcontext,
+) -> EvaluationResult:
+    """Predict and score rows with masks; those without are left out.
+
+    With several processes (`accelerate launch`) each predicts its share, and all return the same result.
+
+    Args:
+        model: Semantic-segmentation model, on the device to use.
+        processor: Its image processor.
+        rows: What to score.
+        description: Classes and structures of the rows.
+        provenance: Where model and rows come from, for the report.
+        options: How.
+        autocast: Context of the forward pass.
+
+    Raises:
+        ValueError: If no row has a mask, the model has another number of classes, or the rows do not fit the protocol.
+    """
+    protocol = _fitting(get_protocol(options.protocol), rows)
+    _check_classes(model, description)
+    labeled = is_present(rows, "label").nonzero()[0]
+    if not len(labeled):
+        raise ValueError("no image has a mask to be scored by; add masks, or use the model to predict")
+    rows = rows.select(labeled)
+    scores = _of_all_processes(model, processor, rows, protocol, description.structures, options, autocast)
+    order = {name: place for place, name in enumerate(dict.fromkeys(rows["domain"]))}
+    cases = sorted(scores.cases, key=lambda case: (order[case.domain], case.name))
+    return EvaluationResult(
+        cases=cases,
+        summary=summarize(cases, protocol=protocol.name, labeled_domain=provenance.labeled_domain, seed=options.seed),
+        reliability={domain: scores.reliability[domain] for domain in order if domain in scores.reliability},
+        worst=scores.worst,
+        best=scores.best,
+        ratios={domain: sorted(ratios) for domain, ratios in scores.ratios.items()},
+        provenance=replace(provenance, protocol=protocol.name),
+        id2label=description.id2label,
+        structures=description.structures,
+        spatial_dims=3 if protocol.volumes else description.spatial_dims,
+    )
+
+
+def _of_all_processes(
+    model: nn.Module,
+    processor: Callable[..., dict[str, Tensor]],
+    rows: datasets.Dataset,
+    protocol: Protocol,
+    structures: Mapping[str, list[int]],
+    options: EvaluationOptions,
+    autocast: Callable[[], Any],
+) -> Scores:
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    state = PartialState()
+    groups = scoring_groups(rows, protocol)
+    own = [groups[number] for number in shares_of(len(groups), state.process_index, state.num_processes)]
+    predictions = predict_rows(
+        model,
+        processor,
+        rows,
+        native=protocol.native,
+        indices=[index for group in own for index in group],
+        batch_size=options.batch_size,
+        progress=options.progress and state.is_main_process,
+        autocast=autocast,
+    )
+    scores = score_predictions(predictions, own, rows, protocol, structures, options.tolerance_mm)
+    return sum(gather_object([scores]), start=Scores()) if state.num_processes > 1 else scores
+
+
+def _fitting(protocol: Protocol, rows: datasets.Dataset) -> Protocol:
+    """The protocol in pixels where not every row states its spacing: one table has one unit."""
+    if not protocol.millimeters or not isinstance(rows.features["image"], datasets.Image):
+        return protocol
+    known = "spacing_mm" in rows.column_names and None not in rows["spacing_mm"]
+    return protocol if known else replace(protocol, millimeters=False)
+
+
+def _check_classes(model: nn.Module, description: DatasetDescription) -> None:
+    classes: Sequence[Any] = list(getattr(model.config, "id2label", {}).values())
+    if len(classes) != description.num_labels:
+        raise ValueError(
+            f"the model has the {len(classes)} classes {classes}, the data set the {description.num_labels} classes "
+            f"{list(description.id2label.values())}; evaluate on data of the model's classes"
+        )

@@ -1,0 +1,95 @@
+"""What an evaluation leaves: scores by case, their summary, pictures, and where all of it comes from."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dim_hf.metrics.calibration import Reliability
+from dim_hf.metrics.cases import CaseResult
+from dim_hf.metrics.summary import Summary
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """A case to look at.
+
+    Attributes:
+        domain: Its domain.
+        name: Its name.
+        dice: Mean of its structures, in [0, 1].
+        image: (H, W) or (H, W, 3) uint8; of a volume, the slice with most of the reference.
+        reference: (H, W) class ids.
+        prediction: (H, W) class ids.
+    """
+
+    domain: str
+    name: str
+    dice: float
+    image: np.ndarray
+    reference: np.ndarray
+    prediction: np.ndarray
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What stands behind the numbers.
+
+    Attributes:
+        model: Folder or name of the model.
+        dataset: What was scored, as `load_source` takes it.
+        protocol: Key in `protocols.PROTOCOLS`.
+        labeled_domain: Domain of the labels; None where unknown, as all that follows.
+        labeled_images: Number of labeled training images.
+        labeled_patients: Number of their patients.
+        seeds: Seeds of the runs behind the numbers.
+        selection: How the step was chosen, in words.
+        selected_on_test: Whether test images had a part in it.
+        transductive: Whether images of the test set were used, unlabeled, for training.
+        scored_model: "teacher" or "student".
+        split_hashes: SHA-256 of the names of each part of the split.
+        environment: Versions of Python and packages.
+    """
+
+    model: str
+    dataset: str
+    protocol: str
+    labeled_domain: str | None = None
+    labeled_images: int | None = None
+    labeled_patients: int | None = None
+    seeds: list[int] = field(default_factory=list)
+    selection: str = "unknown"
+    selected_on_test: bool = False
+    transductive: bool | None = None
+    scored_model: str | None = None
+    split_hashes: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Everything that a report shows.
+
+    Attributes:
+        cases: Scores by case and structure.
+        summary: Means with intervals by domain and structure.
+        reliability: Calibration by domain.
+        worst: The worst cases of each domain, worst first.
+        best: The best cases of each domain, best first.
+        ratios: Vertical cup-to-disc ratios (prediction, reference) by domain; empty without the structures cup, disc.
+        provenance: Where the numbers come from.
+        id2label: Names of the classes.
+        structures: Class ids by structure.
+        spatial_dims: Axes of what was scored as one case; None where it is not known.
+    """
+
+    cases: list[CaseResult]
+    summary: Summary
+    reliability: dict[str, Reliability]
+    worst: dict[str, list[Overlay]]
+    best: dict[str, list[Overlay]]
+    ratios: dict[str, list[tuple[float, float]]]
+    provenance: Provenance
+    id2label: dict[int, str]
+    structures: dict[str, list[int]]
+    spatial_dims: int | None = None

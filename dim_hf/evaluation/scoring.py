@@ -1,0 +1,265 @@
+"""Scores predicted cases one by one and keeps what a report shows: few pictures, bins, ratios; never all pixels."""
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import datasets
+import numpy as np
+
+from dim_hf.data.volumes.slices import stack_slices
+from dim_hf.evaluation.prediction import PredictedCase
+from dim_hf.evaluation.protocols import Protocol
+from dim_hf.evaluation.result import Overlay
+from dim_hf.metrics.calibration import Reliability
+from dim_hf.metrics.cases import CaseResult, score_case
+from dim_hf.metrics.report import mean_of_defined
+
+_SHOWN = 5
+_LONGEST = 320  # pixels of a picture that is kept
+_SLICE_COLUMNS = ("volume", "slice_index", "slice_axis", "num_slices", "affine")
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredImage:
+    """What is scored as one case: an image, a volume, or slices put together.
+
+    Attributes:
+        domain: Its domain.
+        patient: Its patient.
+        name: Its name.
+        image: (*S) or (*S, C), for pictures.
+        reference: (*S) class ids.
+        prediction: (*S) class ids.
+        spacing_mm: Along the axes of S; None scores in pixels.
+    """
+
+    domain: str
+    patient: str
+    name: str
+    image: np.ndarray
+    reference: np.ndarray
+    prediction: np.ndarray
+    spacing_mm: tuple[float, ...] | None
+
+
+@dataclass
+class Scores:
+    """What scoring gathers; scores of several processes join by `+`.
+
+    Attributes:
+        cases: By case and structure.
+        reliability: By domain.
+        worst: Up to five cases a domain, as (Dice, name, picture).
+        best: Likewise.
+        ratios: (prediction, reference) by domain.
+        unlabeled: Number of images without a mask, which are not scored.
+    """
+
+    cases: list[CaseResult] = field(default_factory=list)
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    worst: dict[str, list[Overlay]] = field(default_factory=dict)
+    best: dict[str, list[Overlay]] = field(default_factory=dict)
+    ratios: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    unlabeled: int = 0
+
+    def __add__(self, other: "Scores") -> "Scores":
+        domains = sorted({*self.worst, *other.worst})
+        reliability = dict(self.reliability)
+        for domain, bins in other.reliability.items():
+            reliability[domain] = reliability[domain] + bins if domain in reliability else bins
+        return Scores(
+            [*self.cases, *other.cases],
+            reliability,
+            {d: _worst([*self.worst.get(d, []), *other.worst.get(d, [])]) for d in domains},
+            {d: _best([*self.best.get(d, []), *other.best.get(d, [])]) for d in domains},
+            {d: [*self.ratios.get(d, []), *other.ratios.get(d, [])] for d in {**self.ratios, **other.ratios}},
+            self.unlabeled + other.unlabeled,
+        )
+
+
+def scoring_groups(rows: datasets.Dataset, protocol: Protocol) -> list[list[int]]:
+    """Rows that are scored together: one each, or the slices of each volume.
+
+    Raises:
+        ValueError: If volumes are to be put together and a row says not which it belongs to.
+    """
+    if not protocol.volumes or not isinstance(rows.features["image"], datasets.Image):
+        return [[index] for index in range(len(rows))]
+    missing = [column for column in _SLICE_COLUMNS if column not in rows.column_names]
+    texts = rows.select_columns(["domain", *(c for c in _SLICE_COLUMNS[:2] if c not in missing)]).with_format(None)[:]
+    if missing or None in texts["volume"]:
+        raise ValueError(
+            f"protocol {protocol.name} puts slices together, but the rows lack {missing or 'a volume'}; cut volumes "
+            "with `dim-hf import ... --slices`, or use --protocol image"
+        )
+    order = sorted(range(len(rows)), key=lambda i: (texts["domain"][i], texts["volume"][i], texts["slice_index"][i]))
+    return [list(group) for _, group in groupby(order, lambda i: (texts["domain"][i], texts["volume"][i]))]
+
+
+def score_predictions(
+    predictions: Iterable[PredictedCase],
+    groups: Sequence[Sequence[int]],
+    rows: datasets.Dataset,
+    protocol: Protocol,
+    structures: Mapping[str, list[int]],
+    tolerance_mm: float | None = None,
+) -> Scores:
+    """Score predictions as they come.
+
+    Args:
+        predictions: Of the rows of `groups`, in their order.
+        groups: From `scoring_groups`.
+        rows: The rows.
+        protocol: How.
+        structures: Class ids by structure.
+        tolerance_mm: Of the NSD; None leaves it NaN.
+
+    Raises:
+        ValueError: If a volume's slices are incomplete or do not fit each other.
+    """
+    scores = Scores()
+    columns = [c for c in ("domain", "patient", "name", *_SLICE_COLUMNS) if c in rows.column_names]
+    texts = rows.select_columns(columns).with_format(None)
+    for parts in _grouped(predictions, groups):
+        if any(part.reference is None for part in parts):
+            scores.unlabeled += len(parts)
+            continue
+        facts = [texts[part.index] for part in parts]
+        domain = facts[0]["domain"]
+        bins = scores.reliability.setdefault(domain, Reliability())
+        for part in parts:
+            bins.update(part.probabilities, part.reference)
+        image = _volume(parts, facts) if protocol.volumes and "volume" in facts[0] else _single(parts[0], facts[0])
+        _add(scores, image, protocol, structures, tolerance_mm)
+    return scores
+
+
+def _grouped(predictions: Iterable[PredictedCase], groups: Sequence[Sequence[int]]) -> Iterator[list[PredictedCase]]:
+    """Predictions of each group, whatever order a batch gives them back in."""
+    group_of = {index: number for number, group in enumerate(groups) for index in group}
+    waiting: dict[int, list[PredictedCase]] = {}
+    for predicted in predictions:
+        number = group_of[predicted.index]
+        waiting.setdefault(number, []).append(predicted)
+        if len(waiting[number]) == len(groups[number]):
+            yield waiting.pop(number)
+
+
+def _single(part: PredictedCase, facts: Mapping[str, str]) -> ScoredImage:
+    return ScoredImage(
+        facts["domain"],
+        facts["patient"],
+        facts["name"],
+        part.image,
+        part.reference,
+        part.prediction,
+        part.spacing_mm,
+    )
+
+
+def _volume(parts: Sequence[PredictedCase], facts: Sequence[Mapping]) -> ScoredImage:
+    first = facts[0]
+
+    def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
+        by_index = {fact["slice_index"]: np.asarray(array) for fact, array in zip(facts, arrays, strict=True)}
+        nonlocal spacing
+        try:
+            volume = stack_slices(
+                by_index,
+                slice_axis=first["slice_axis"],
+                affine=first["affine"],
+                num_slices=first["num_slices"],
+            )
+        except ValueError as error:
+            raise ValueError(f"volume {first['volume']!r} of domain {first['domain']!r}: {error}") from error
+        spacing = volume.spacing_mm
+        # The slices' axis first, so that a picture of the volume is one of the slices.
+        return np.moveaxis(volume.array, first["slice_axis"], 0)
+
+    spacing: tuple[float, ...] = ()
+    image, reference, prediction = (
+        stacked([_grey(part.image) for part in parts]),
+        stacked([part.reference for part in parts]),
+        stacked([part.prediction for part in parts]),
+    )
+    axis = first["slice_axis"]
+    order = (spacing[axis], *(size for number, size in enumerate(spacing) if number != axis))
+    return ScoredImage(first["domain"], first["patient"], first["volume"], image, reference, prediction, order)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return image if image.ndim == 2 else image.mean(axis=-1)
+
+
+def _add(
+    scores: Scores,
+    image: ScoredImage,
+    protocol: Protocol,
+    structures: Mapping[str, list[int]],
+    tolerance_mm: float | None,
+) -> None:
+    found = score_case(
+        image.prediction,
+        image.reference,
+        structures,
+        image.spacing_mm if protocol.millimeters else None,
+        protocol.empty_policy,
+        domain=image.domain,
+        patient=image.patient,
+        name=image.name,
+        tolerance_mm=tolerance_mm,
+    )
+    scores.cases += found
+    overlay = _overlay(image, mean_of_defined(row.dice for row in found))
+    scores.worst[image.domain] = _worst([*scores.worst.get(image.domain, []), overlay])
+    scores.best[image.domain] = _best([*scores.best.get(image.domain, []), overlay])
+    ratio = _cup_to_disc(image, structures)
+    if ratio is not None:
+        scores.ratios.setdefault(image.domain, []).append(ratio)
+
+
+def _worst(overlays: list[Overlay]) -> list[Overlay]:
+    return heapq.nsmallest(_SHOWN, overlays, key=lambda item: (item.dice, item.name))
+
+
+def _best(overlays: list[Overlay]) -> list[Overlay]:
+    return heapq.nsmallest(_SHOWN, overlays, key=lambda item: (-item.dice, item.name))
+
+
+def _overlay(image: ScoredImage, dice: float) -> Overlay:
+    picture, reference, prediction = image.image, image.reference, image.prediction
+    if reference.ndim == 3:
+        place = int((reference > 0).sum(axis=(1, 2)).argmax())
+        if picture.ndim == 4:  # channels first or last
+            picture = picture[0] if picture.shape[1:] == reference.shape else picture[..., 0]
+        picture, reference, prediction = picture[place], reference[place], prediction[place]
+    step = max(1, -(-max(reference.shape) // _LONGEST))
+    thin = (slice(None, None, step), slice(None, None, step))
+    return Overlay(image.domain, image.name, dice, _as_bytes(picture[thin]), reference[thin], prediction[thin])
+
+
+def _as_bytes(picture: np.ndarray) -> np.ndarray:
+    """8 bits: as they are, or stretched between the 1st and the 99th percentile."""
+    if picture.ndim == 3 and picture.shape[-1] not in (3,):
+        picture = picture[..., 0]
+    if picture.dtype == np.uint8:
+        return picture
+    low, high = np.percentile(picture, (1, 99))
+    scaled = (picture.astype(np.float32) - low) / max(float(high - low), 1e-12)
+    return (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
+
+
+def _cup_to_disc(image: ScoredImage, structures: Mapping[str, list[int]]) -> tuple[float, float] | None:
+    """Vertical cup-to-disc ratio in the prediction and in the reference; None where it means nothing."""
+    names = {name.lower(): classes for name, classes in structures.items()}
+    if image.reference.ndim != 2 or not {"cup", "disc"} <= set(names):
+        return None
+    heights = [
+        [int(np.isin(labels, names[name]).any(axis=1).sum()) for name in ("cup", "disc")]
+        for labels in (image.prediction, image.reference)
+    ]
+    if 0 in (heights[0][1], heights[1][1]):
+        return None
+    return heights[0][0] / heights[0][1], heights[1][0] / heights[1][1]

@@ -1,0 +1,259 @@
+"""From a model and a data set to scores: grids, volumes, protocols, provenance, the command."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers.modeling_outputs import SemanticSegmenterOutput
+
+from dim_hf.cli import main
+from dim_hf.data.description import DatasetDescription
+from dim_hf.data.importers.importing import ImportJob, import_dataset
+from dim_hf.data.importers.writer import WriteOptions
+from dim_hf.data.sources import load_source
+from dim_hf.data.volumes.volume import Volume, write_nifti
+from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
+from dim_hf.evaluation.prediction import predict_rows, shares_of
+from dim_hf.evaluation.result import Provenance
+from dim_hf.metrics.cases import score_case
+from dim_hf.metrics.report import read_cases_csv
+from dim_hf.models import DimImageProcessor
+from dim_hf.trainer.job import run_job
+from dim_hf.trainer.job_arguments import parse_job
+from tests.test_job import write_config, write_site
+
+DESCRIPTION = DatasetDescription({0: "background", 1: "square"}, {"square": [1]})
+PROVENANCE = Provenance("a model", "a data set", "image")
+QUIET = {"progress": False}
+
+
+class Threshold(torch.nn.Module):
+    """Foreground where the first channel is above a half, whatever the number of axes."""
+
+    def __init__(self, threshold=0.5):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.threshold = threshold
+        self.config = type("Config", (), {"id2label": {0: "background", 1: "square"}})()
+
+    def forward(self, pixel_values):
+        score = 20 * (pixel_values[:, :1] - self.threshold)
+        return SemanticSegmenterOutput(logits=torch.cat([-score, score], dim=1))
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for domain, size in (("one", 32), ("other", 48)):
+        write_site(tmp_path / "data", domain, 7, size=size)
+    return load_source(str(tmp_path / "data")).rows
+
+
+def evaluate(rows, size=None, model=None, **options):
+    processor = DimImageProcessor(size=size, num_channels=1)
+    settings = EvaluationOptions(**{**QUIET, **options})
+    return evaluate_model(model or Threshold(), processor, rows, DESCRIPTION, PROVENANCE, settings)
+
+
+def test_images_are_scored_once_each_on_their_own_grid(pictures):
+    result = evaluate(pictures, size=64, batch_size=3)
+    assert len(result.cases) == 14
+    assert {case.unit for case in result.cases} == {"px"}
+    assert all(case.dice > 0.9 for case in result.cases)
+    for case in result.cases:
+        row = next(r for r in pictures if (r["domain"], r["name"]) == (case.domain, case.name))
+        assert case.reference_volume == (np.asarray(row["label"]) == 1).sum()
+
+
+def test_without_resizing_scores_are_those_of_the_stated_rule(pictures):
+    result = evaluate(pictures, batch_size=5)
+    expected = []
+    for row in pictures:
+        prediction = (np.asarray(row["image"]) / 255 > 0.5).astype(np.uint8)
+        expected += score_case(
+            prediction,
+            np.asarray(row["label"]),
+            DESCRIPTION.structures,
+            domain=row["domain"],
+            patient=row["patient"],
+            name=row["name"],
+        )
+    assert list(map(str, result.cases)) == list(map(str, expected))
+
+
+def test_the_benchmark_protocol_scores_at_the_networks_size_in_pixels(pictures):
+    result = evaluate(pictures, size=16, protocol="midss-2d", model=Threshold(2.0))
+    assert {case.hd95 for case in result.cases} == {100.0}
+    assert max(case.reference_volume for case in result.cases) < 16 * 16
+    assert result.summary.protocol == "midss-2d"
+    assert result.provenance.protocol == "midss-2d"
+
+
+def test_a_stated_spacing_gives_millimeters(pictures):
+    spaced = pictures.add_column("spacing_mm", [[0.5, 0.25]] * len(pictures))
+    result = evaluate(spaced)
+    plain = evaluate(pictures)
+    assert {case.unit for case in result.cases} == {"mm"}
+    assert result.cases[0].reference_volume == pytest.approx(plain.cases[0].reference_volume * 0.125)
+    partly = pictures.add_column("spacing_mm", [[0.5, 0.25]] * (len(pictures) - 1) + [None])
+    assert {case.unit for case in evaluate(partly).cases} == {"px"}
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hospital")
+    affine = np.diag([-0.5, 0.5, 3.0, 1.0])
+    generator = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / "src" / "site" / folder).mkdir(parents=True)
+    for index in range(3):
+        mask = np.zeros((16, 18, 5), np.uint8)
+        mask[4 + index : 11, 5:13, 1:4] = 1
+        image = (generator.integers(0, 30, mask.shape) + 200 * mask.astype(int)).astype(np.uint8)
+        write_nifti(Volume(image, affine), root / "src" / "site" / "images" / f"c{index}.nii.gz")
+        write_nifti(Volume(mask, affine), root / "src" / "site" / "masks" / f"c{index}.nii.gz")
+    return root
+
+
+def imported(hospital, tmp_path, plane):
+    job = ImportJob("folders", hospital / "src", tmp_path / (plane or "whole"), write=WriteOptions(plane=plane))
+    return load_source(str(import_dataset(job, progress=False))).rows
+
+
+@pytest.mark.parametrize("plane", ["axial", "sagittal"])
+def test_slices_put_together_score_as_the_volume(hospital, tmp_path, plane):
+    together = evaluate(imported(hospital, tmp_path, plane), protocol="volume-mm", batch_size=4)
+    volumes = imported(hospital, tmp_path, None)
+    processor = DimImageProcessor(num_channels=1, spatial_dims=3)
+    whole = evaluate_model(Threshold(), processor, volumes, DESCRIPTION, PROVENANCE, EvaluationOptions(**QUIET))
+    assert [case.name for case in together.cases] == ["c0", "c1", "c2"]
+    for mine, theirs in zip(together.cases, whole.cases, strict=True):
+        assert mine.unit == theirs.unit == "mm"
+        for metric in ("dice", "hd95", "asd", "assd", "reference_volume"):
+            assert getattr(mine, metric) == pytest.approx(getattr(theirs, metric)), metric
+
+
+def test_a_volume_that_lacks_a_slice_is_named(hospital, tmp_path):
+    rows = imported(hospital, tmp_path, "axial")
+    with pytest.raises(ValueError, match="'c0' of domain 'site'"):
+        evaluate(rows.select(range(1, len(rows))), protocol="volume-mm")
+
+
+def test_volumes_need_slices(pictures):
+    with pytest.raises(ValueError, match="--slices"):
+        evaluate(pictures, protocol="volume-mm")
+
+
+def test_images_without_masks_are_left_out(pictures):
+    masks = pictures.cast_column("label", datasets.Image(decode=False))["label"]
+    some = pictures.remove_columns("label").add_column("label", [None, *masks[1:]], feature=datasets.Image())
+    assert len(evaluate(some).cases) == 13
+    none = pictures.remove_columns("label")
+    with pytest.raises(ValueError, match="no image has a mask"):
+        evaluate(none)
+
+
+def test_pictures_and_bins_are_kept_by_domain(pictures):
+    result = evaluate(pictures)
+    for domain in ("one", "other"):
+        worst, best = result.worst[domain], result.best[domain]
+        assert len(worst) == len(best) == 5
+        assert [item.dice for item in worst] == sorted(item.dice for item in worst)
+        assert [item.dice for item in best] == sorted((item.dice for item in best), reverse=True)
+        assert worst[0].image.dtype == np.uint8
+        pixels = sum(np.asarray(row["label"]).size for row in pictures if row["domain"] == domain)
+        assert result.reliability[domain].counts.sum() == pixels
+
+
+def test_processes_share_the_work_and_no_image_twice():
+    for total in (0, 5, 7):
+        for size in (1, 2, 3):
+            shares = [index for rank in range(size) for index in shares_of(total, rank, size)]
+            assert sorted(shares) == list(range(total))
+
+
+def test_predictions_follow_the_asked_order(pictures):
+    processor = DimImageProcessor(num_channels=1)
+    wanted = [3, 8, 1]
+    found = predict_rows(Threshold(), processor, pictures, native=True, indices=wanted, batch_size=1, progress=False)
+    assert [part.index for part in found] == wanted
+
+
+def test_a_model_of_other_classes_is_refused(pictures):
+    model = Threshold()
+    model.config.id2label = {0: "a", 1: "b", 2: "c"}
+    with pytest.raises(ValueError, match="3 classes"):
+        evaluate(pictures, model=model)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    for domain, shift in (("one", 0), ("other", 40)):
+        write_site(folder / "data", domain, 12, shift=shift)
+    config = write_config(folder, dataset=str(folder / "data"), hidden_sizes=[4, 8])
+    run_job(parse_job(config, ["--output_dir", str(folder / "run"), "--test_fraction", "0.3"]))
+    return folder
+
+
+def test_the_command_scores_what_the_run_held_out(run):
+    result = CliRunner().invoke(main, ["evaluate", str(run / "run"), str(run / "data"), "--no-progress"])
+    assert result.exit_code == 0, result.output
+    folder = run / "run" / "evaluation-image"
+    trained = read_cases_csv(run / "run" / "cases.csv")
+    scored = read_cases_csv(folder / "cases.csv")
+    assert [(case.domain, case.name) for case in scored] == [(case.domain, case.name) for case in trained]
+    assert [case.dice for case in scored] == pytest.approx([case.dice for case in trained])  # one size, one grid
+    facts = json.loads((folder / "evaluation.json").read_text())
+    assert (facts["labeled_domain"], facts["labeled_images"], facts["selected_on_test"]) == ("one", 4, False)
+    assert facts["transductive"] is False
+    assert {path.name for path in folder.iterdir()} == {
+        "cases.csv", "summary.csv", "table.md", "evaluation.json", "report.html",
+    }  # fmt: skip
+
+
+def test_two_evaluations_are_compared(run):
+    arguments = ["evaluate", str(run / "run"), str(run / "data"), "--no-progress", "--split", "all"]
+    for name in ("a", "b"):
+        done = CliRunner().invoke(main, [*arguments, "--output_dir", str(run / name)])
+        assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "b")])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(main, [*arguments, "--against", str(run / "a"), "--output_dir", str(run / "c")])
+    assert done.exit_code == 0, done.output
+    missing = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "nowhere")])
+    assert missing.exit_code == 1
+    assert "nowhere" in missing.output
+
+
+def test_other_images_are_not_called_test_images(run, tmp_path):
+    for domain, shift in (("one", 0), ("other", 40)):
+        write_site(tmp_path / "more", domain, 14, shift=shift)
+    done = CliRunner().invoke(main, ["evaluate", str(run / "run"), str(tmp_path / "more"), "--no-progress"])
+    assert done.exit_code == 1
+    assert "not those that the run held out" in done.output
+
+
+@pytest.mark.parametrize("words", [[], ["somewhere"], ["--protocol", "best"]])
+def test_the_command_says_what_is_missing(words):
+    assert CliRunner().invoke(main, ["evaluate", *words]).exit_code == 2
+
+
+def test_a_model_that_is_nowhere_is_named(run):
+    done = CliRunner().invoke(main, ["evaluate", "no/model", str(run / "data")])
+    assert done.exit_code == 1
+    assert "no/model" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_choosing_on_test_images_is_stamped(run):
+    config = write_config(run, dataset=str(run / "data"), hidden_sizes=[4, 8], select="test-legacy")
+    run_job(parse_job(config, ["--output_dir", str(run / "legacy"), "--test_fraction", "0.3"]))
+    results = json.loads((run / "legacy" / "results.json").read_text())
+    assert results["training"]["selected"] == "best mean_dice on TEST images (test-legacy)"
+    done = CliRunner().invoke(main, ["evaluate", str(run / "legacy"), str(run / "data"), "--no-progress"])
+    assert done.exit_code == 0, done.output
+    facts = json.loads((run / "legacy" / "evaluation-image" / "evaluation.json").read_text())
+    assert facts["selected_on_test"] is True
