@@ -95,6 +95,10 @@ def test_a_byte_order_mark_and_blank_lines_are_no_fault(tmp_path):
         ("image,domain\na.png,one\nb.nii.gz,one\n", ["mixes volumes and pictures", "b.nii.gz"]),
         ("image,domain\na.mha,one\n", ["a.mha", "dim-hf import folders"]),
         ('image,domain\n"a.png,one\n', ["cannot be read"]),
+        ("image;domain\na.png;one\n", ["semicolons", "commas"]),
+        ("image\tdomain\na.png\tone\n", ["tabs"]),
+        ("image,mask,domain\na.png,b.png,one\n", ["'mask'", "'label'", "rename"]),
+        ("image,domain,slice_index\na.png,one,1.5\n", ["'1.5'", "whole number"]),
     ],
 )
 def test_faults_are_named(tmp_path, text, words):
@@ -227,3 +231,10 @@ def test_split_files_are_checked(tmp_path, text, words):
     path.write_text(text)
     with pytest.raises(ValueError, match=words):
         read_split_file(path)
+
+
+def test_what_spreadsheets_leave_is_read(tmp_path):
+    rows = read_manifest(write_text(tmp_path, "Image,Domain,labeled_order\na.png,one,1.0\nb.png,one,\n,,\n , ,\n"))
+    assert rows["labeled_order"] == [1, None]
+    with pytest.raises(ValueError, match="write paths with /"):
+        read_manifest(write_text(tmp_path, "image,domain\nscans\\a.png,one\n"))

@@ -1,9 +1,13 @@
 """Imports from end to end: what is written, what is refused, and that an interrupted one leaves nothing."""
 
+import os
+import platform
+import re
 import zipfile
 from pathlib import Path
 
 import datasets
+import nibabel
 import numpy as np
 import PIL.Image
 import pytest
@@ -253,8 +257,10 @@ def test_slicing_needs_volumes(tmp_path):
 
 
 def test_file_names_are_safe():
-    assert safe_name("../a b/ü.nii") == "_a_b_.nii"
-    assert safe_name("...") == "_"
+    assert safe_name("case_01.a-b") == "case_01.a-b"
+    assert re.fullmatch(r"_a_b_\.nii_[0-9a-f]{8}", safe_name("../a b/ü.nii"))
+    assert safe_name("医院一") != safe_name("医院二")
+    assert not safe_name("...").startswith(".")
 
 
 def test_the_command_imports_and_says_what_is_there(tmp_path):
@@ -287,3 +293,115 @@ def test_the_help_lists_every_layout():
     assert result.exit_code == 0
     for name in LAYOUTS:
         assert name in result.output
+
+
+def test_two_hospitals_that_code_their_masks_differently_are_not_mixed(tmp_path):
+    source = write_site(write_site(tmp_path / "src", "wide", values=(0, 255)), "narrow", values=(0, 1))
+    with pytest.raises(ValueError, match=r"'wide' hold \[0, 255\], those of 'narrow' \[0, 1\].*--label-map"):
+        import_dataset(ImportJob("folders", source, tmp_path / "out"), progress=False)
+    options = ImportOptions(label_map={0: 0, 1: 1, 255: 1})
+    rows = read_manifest(import_dataset(ImportJob("folders", source, tmp_path / "out", find=options), progress=False))
+    assert {tuple(np.unique(np.asarray(row["label"]))) for row in rows} == {(0, 1)}
+
+
+def test_the_spacing_is_that_of_the_patient_however_the_volume_is_stored(tmp_path):
+    array = np.random.default_rng(0).integers(0, 9, (8, 10, 12)).astype(np.int16)
+    stored = {"ras": np.eye(4), "pir": np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])}
+    (tmp_path / "src" / "site" / "images").mkdir(parents=True)
+    for name, affine in stored.items():
+        write_nifti(Volume(array, affine), tmp_path / "src" / "site" / "images" / f"{name}.nii.gz")
+    job = ImportJob("folders", tmp_path / "src", tmp_path / "out", write=WriteOptions(spacing_mm=(1.0, 2.0, 4.0)))
+    for row in read_manifest(import_dataset(job, progress=False)):
+        stored_as = nibabel.Nifti1Image(np.asarray(row["image"].dataobj), row["image"].affine)
+        closest = nibabel.as_closest_canonical(stored_as)
+        np.testing.assert_allclose(closest.header.get_zooms(), (1, 2, 4))
+
+
+def test_a_mask_stored_along_other_axes_is_turned_not_mirrored(tmp_path):
+    source = write_volumes(tmp_path / "src", count=1)
+    mask_file = source / "hospital" / "masks" / "c0.nii.gz"
+    truth = read_volume(mask_file)
+    turned = nibabel.Nifti1Image(truth.array, truth.affine).as_reoriented([[1, -1], [0, 1], [2, -1]])
+    turned.to_filename(mask_file)
+    row = read_manifest(import_dataset(ImportJob("folders", source, tmp_path / "out"), progress=False))[0]
+    np.testing.assert_array_equal(np.asarray(row["label"].dataobj), truth.array)
+    np.testing.assert_allclose(row["label"].affine, truth.affine, atol=1e-5)
+    moved = np.asarray(turned.affine) + 5 * np.eye(4, k=3)
+    nibabel.Nifti1Image(np.asarray(turned.dataobj), moved).to_filename(mask_file)
+    job = ImportJob("folders", source, tmp_path / "no", write=WriteOptions(trust_image_geometry=True))
+    with pytest.raises(ValueError, match="different grids") as caught:
+        import_dataset(job, progress=False)
+    assert "--trust-image-geometry" not in str(caught.value)
+
+
+def test_a_split_file_of_other_names_is_refused_with_a_sentence(tmp_path):
+    source = write_site(tmp_path / "src", "a")
+    (tmp_path / "split.csv").write_text("domain,name,split\nA,p0_0,train\n")
+    job = ImportJob("folders", source, tmp_path / "out", split_file=tmp_path / "split.csv")
+    with pytest.raises(ValueError, match="says nothing of 'p0_0' in domain 'a'"):
+        import_dataset(job, progress=False)
+
+
+def test_errors_of_an_archive_name_it_and_what_is_in_it(tmp_path):
+    write_site(tmp_path / "src", "a")
+    (tmp_path / "src" / "a" / "images" / "notes.txt").write_text("")
+    (tmp_path / "src" / "a" / "images" / "p0_0.png").write_bytes(b"x")
+    for stray, message in ((True, r"notes\.txt is not an image"), (False, r"data\.zip: wrapped/a/images/p0_0\.png")):
+        with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+            for path in sorted((tmp_path / "src").rglob("*.*")):
+                if stray or path.suffix != ".txt":
+                    archive.write(path, Path("wrapped") / path.relative_to(tmp_path / "src"))
+        with pytest.raises(ValueError, match=message) as caught:
+            import_dataset(ImportJob("folders", tmp_path / "data.zip", tmp_path / "out"), progress=False)
+        assert ".unpacked" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["maks", "gt"])
+def test_a_mask_folder_of_another_name_makes_no_hospital_unlabeled(tmp_path, name):
+    source = write_site(tmp_path / "src", "a")
+    (source / "a" / "masks").rename(source / "a" / name)
+    with pytest.raises(ValueError, match=f"also holds the folder '{name}'"):
+        import_dataset(ImportJob("folders", source, tmp_path / "out"), progress=False)
+    (source / "a" / name).rename(source / "a" / "labels")
+    rows = read_manifest(import_dataset(ImportJob("folders", source, tmp_path / "out"), progress=False))
+    assert None not in [row["label"] for row in rows]
+
+
+def test_another_import_that_lives_is_not_disturbed(tmp_path):
+    source = write_site(tmp_path / "src", "a")
+    staging = tmp_path / "out" / ".importing"
+    staging.mkdir(parents=True)
+    (staging / ".owner").write_text(f"{os.getppid()} {platform.node()}")
+    with pytest.raises(ValueError, match="another import"):
+        import_dataset(ImportJob("folders", source, tmp_path / "out"), progress=False)
+    assert staging.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"domain": "x"}, "does not use --domain"),
+        ({"disc_crop": 2.0}, "does not use --disc-crop"),
+        ({"structures": {"disc": 1}}, "structure 'disc'"),
+        ({"structures": {"disc": [5]}}, "structure 'disc'"),
+    ],
+)
+def test_options_are_checked_before_the_work(tmp_path, monkeypatch, options, words):
+    source = write_site(tmp_path / "src", "a")
+    monkeypatch.setattr("dim_hf.data.importers.importing.write_case", None)
+    with pytest.raises(ValueError, match=words):
+        import_dataset(ImportJob("folders", source, tmp_path / "out", find=ImportOptions(**options)), progress=False)
+
+
+def test_appending_needs_and_keeps_the_description(tmp_path):
+    out = tmp_path / "out"
+    first = write_site(tmp_path / "one", "a", values=(0, 255))
+    import_dataset(ImportJob("folders", first, out), progress=False)
+    second = write_site(tmp_path / "two", "b", values=(0, 1))
+    import_dataset(ImportJob("folders", second, out, append=True), progress=False)
+    kept = read_description(out / "dim_dataset.json").label_values
+    assert kept == {"folders": {"0": 0, "255": 1}, "folders #2": {"0": 0, "1": 1}}
+    (out / "dim_dataset.json").unlink()
+    third = write_site(tmp_path / "three", "c")
+    with pytest.raises(ValueError, match=r"has no dim_dataset\.json beside it"):
+        import_dataset(ImportJob("folders", third, out, append=True), progress=False)

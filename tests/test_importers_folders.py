@@ -73,8 +73,8 @@ def test_label_values_are_understood(values, names, expected):
 @pytest.mark.parametrize(
     ("values", "names", "message"),
     [
-        ([-1, 0], None, r"masks of data hold the values \[-1, 0\]; say with a label map"),
-        (range(0, 330, 10), None, "and more; say with a label map"),
+        ([-1, 0], None, r"masks of data hold the values \[-1, 0\]; say with --label-map"),
+        (range(0, 330, 10), None, "and more; say with --label-map"),
         ([0, 1, 255], ["a", "b", "c"], "255 may be a class or ignored pixels"),
         ([0, 128, 255], ["a", "b"], r"3 classes, but 2 are named \(a, b\)"),
     ],

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, generate_binary_structure
 
-from dim_hf.metrics import overlap, surface
+from dim_hf.metrics import nearest, overlap, surface
 from dim_hf.metrics.empty_masks import EMPTY_POLICIES, image_diagonal
 
 medpy = pytest.importorskip("medpy.metric.binary")
@@ -85,17 +85,31 @@ def test_overlap_is_medpys(case):
         assert overlap.relative_volume_difference(prediction, reference) == medpy.ravd(prediction, reference)
 
 
-# Below 0 the transform is always taken, at infinity always the search tree: both ways must agree.
-@pytest.mark.parametrize(
-    "dense_share", [-1.0, math.inf, surface.DENSE_BORDER_SHARE], ids=["transform", "tree", "auto"]
-)
-@given(case=cases())
+NEVER = math.inf
+SEARCHES = {
+    "auto": {},
+    "neighbours": {"COSTS": nearest.Costs(further=0, further_start=0)},
+    "tree": {"COSTS": nearest.Costs(further=NEVER, lines_start=NEVER), "NEAR": {2: 1, 3: 1}},
+    "lines": {"COSTS": nearest.Costs(further=NEVER, tree_query={2: NEVER, 3: NEVER}), "NEAR": {2: 1, 3: 1}},
+    "small blocks": {
+        "COSTS": nearest.Costs(further=NEVER, tree_query={2: NEVER, 3: NEVER}),
+        "NEAR": {2: 1, 3: 1},
+        "BLOCK": 16,
+        "BLOCK_BYTES": 256,
+        "NARROW_REACH": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("settings_of_search", SEARCHES.values(), ids=SEARCHES.keys())
+@given(case=cases(max_side=12))
 @settings(deadline=None, max_examples=60)
-def test_distances_are_medpys(dense_share, case):
+def test_distances_are_medpys_by_every_search(settings_of_search, case):
     prediction, reference, spacing = case
     assume(prediction.any() and reference.any())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(surface, "DENSE_BORDER_SHARE", dense_share)
+        for name, value in settings_of_search.items():
+            patch.setattr(nearest, name, value)
         ours = all_of(prediction, reference, spacing)
     theirs = [getattr(medpy, name)(prediction, reference, spacing) for name in ("hd", "hd95", "asd", "assd")]
     assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-12)

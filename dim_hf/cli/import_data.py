@@ -38,14 +38,17 @@ def _json_object(ctx: click.Context, parameter: click.Parameter, value: str | No
     except json.JSONDecodeError as error:
         raise click.BadParameter(f"{value!r} is no JSON ({error})") from error
     if not isinstance(parsed, dict):
-        raise click.BadParameter(f'{value!r} is no JSON object like {{"0": 0, "255": 1}}')
+        example = '{"0": 0, "255": 1}' if parameter.name == "label_map" else '{"disc": [1, 2], "cup": [2]}'
+        raise click.BadParameter(f"{value!r} is no JSON object like {example}")
     return parsed
 
 
 def _whole_numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> dict[int, int] | None:
     parsed = _json_object(ctx, parameter, value)
     try:
-        return parsed and {int(key): int(number) for key, number in parsed.items()}
+        if parsed and not all(type(number) is int for number in parsed.values()):
+            raise ValueError(value)
+        return parsed and {int(key): number for key, number in parsed.items()}
     except (TypeError, ValueError) as error:
         raise click.BadParameter(f"{value!r} must map whole numbers to whole numbers") from error
 
@@ -123,10 +126,13 @@ def command(
     OUT gets a manifest (image, label, domain, patient, name, split), the images, and label maps with the classes
     0..K-1. SOURCE is only read.
     """  # fmt: skip
+    from dim_hf.data.hub.errors import check_repo_id
     from dim_hf.data.importers.importing import import_dataset
     from dim_hf.data.sources import load_source
 
     with user_errors():
+        if push_to_hub:
+            check_repo_id(push_to_hub)
         manifest = import_dataset(_job(layout, source, target, options), progress=not no_progress)
         loaded = load_source(str(manifest))
         click.echo(_counts(loaded.rows))

@@ -55,7 +55,7 @@ class DatasetDescription:
         if not self.structures:
             raise ValueError('structures must hold at least one structure, e.g. {"cup": [2]}')
         for name, classes in self.structures.items():
-            if not classes or not set(classes) <= set(ids[1:]):
+            if not isinstance(classes, list | tuple) or not classes or not all(c in ids[1:] for c in classes):
                 raise ValueError(f"structure {name!r} must be made of the classes {ids[1:]}, got {classes}")
         if self.num_channels not in (1, 3) or self.spatial_dims not in (2, 3):
             raise ValueError(

@@ -18,6 +18,7 @@ SUFFIXES = (".csv", ".parquet")
 NAMES = tuple(f"manifest{suffix}" for suffix in SUFFIXES)
 REQUIRED = ("image", "domain")
 _PATHS = ("image", "label")
+_MEANT = ("mask", "masks", "labels", "segmentation", "Mask", "Labels")
 _EXAMPLE = "image,label,domain,patient,split\nscans/a.png,masks/a.png,hospital_1,patient_7,train"
 _MAX_FIELD = 2**17  # characters of a CSV field: longer ones are no manifest
 
@@ -62,6 +63,9 @@ def read_manifest(path: str | os.PathLike) -> datasets.Dataset:
     if read is None:
         raise ValueError(f"{path} is no manifest: its name must end in {' or '.join(SUFFIXES)}")
     table = read(path)
+    meant = next((column for column in _MEANT if column in table), None)
+    if meant and "label" not in table:
+        raise ValueError(f"{path} has a column {meant!r} and none named 'label', which holds the masks; rename it")
     missing = [column for column in REQUIRED if column not in table]
     if missing:
         raise ValueError(
@@ -110,12 +114,13 @@ def _read_csv(path: Path) -> dict[str, list]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             csv.field_size_limit(_MAX_FIELD)
             lines = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(lines, [])]
+            header = [_column(name.strip()) for name in next(lines, [])]
             _check_header(header, path)
+            _check_separator(header, path)
             table: dict[str, list] = {name: [] for name in header}
             for values in lines:
-                if not values:
-                    continue
+                if not any(value.strip() for value in values):
+                    continue  # spreadsheets leave empty lines
                 if len(values) != len(header):
                     raise ValueError(
                         f"{path}, line {lines.line_num}: {len(values)} fields, but the header has {len(header)}; "
@@ -126,6 +131,17 @@ def _read_csv(path: Path) -> dict[str, list]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as a table in UTF-8 ({error}); save it as CSV UTF-8") from error
     return table
+
+
+def _column(name: str) -> str:
+    """Columns of a row are known in any case."""
+    return name.lower() if name.lower() in COLUMNS else name
+
+
+def _check_separator(header: list[str], path: Path) -> None:
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            raise ValueError(f"{path} is separated by {word}; save it as CSV with commas")
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -142,7 +158,10 @@ def _parse(column: str, text: str, where: str) -> Any:
     try:
         if isinstance(feature, datasets.List):
             return [float(number) for number in json.loads(text)]
-        return int(text)
+        number = float(text)
+        if not number.is_integer():
+            raise ValueError(text)
+        return int(number)
     except (ValueError, TypeError, RecursionError) as error:
         kind = "a list of numbers like [0.5, 0.5]" if isinstance(feature, datasets.List) else "a whole number"
         raise ValueError(f"{where}: {column} is {text!r}; write {kind} or leave it empty") from error
@@ -179,6 +198,8 @@ def _check_texts(table: dict[str, list], path: Path) -> None:
 
 
 def _absolute(value: str | None, folder: Path) -> str | None:
+    if value and os.sep == "/" and "\\" in value:
+        raise ValueError(f"the manifest in {folder} has the path {value!r}; write paths with /, not \\")
     return os.path.normpath(folder / value) if value else None
 
 

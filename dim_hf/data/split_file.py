@@ -57,11 +57,11 @@ class SplitFile:
         seen = set()
         for image in images:
             entry = self._entry(*image)
-            if entry in seen:
+            if entry is not None and entry in seen:
                 raise ValueError(f"{self.path}: two images fit the line of {entry[1]!r} in domain {entry[0]!r}")
             seen.add(entry)
         domains = {entry[0] for entry in seen if entry}
-        missing = sorted(entry for entry in set(self.entries) - seen if entry[0] in domains)
+        missing = sorted(entry for entry in self.entries.keys() - seen if entry[0] in domains)
         if missing:
             raise ValueError(
                 f"{self.path} names {len(missing)} images that were not found, such as {missing[0][1]!r} of domain "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 IMAGE_FOLDERS = ("images", "image")
-MASK_FOLDERS = ("masks", "mask")
+MASK_FOLDERS = ("masks", "mask", "labels", "label", "segmentations", "segmentation")
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 PLAIN_TREE = "<domain>/{images,masks}/ or <domain>/{train,test}/{image,mask}/"
 _LITTER = ("__macosx", "__pycache__", "thumbs.db", "desktop.ini")
@@ -138,6 +138,11 @@ def pairs_in(folder: Path, formats: Formats, tree: str) -> list[Pair]:
     if not images:
         raise ValueError(f"{image_folder} is empty; add images ({', '.join(formats.extensions)}) or remove {folder}")
     mask_folder = child(folder, *MASK_FOLDERS)
+    others = [path.name for path in visible(folder) if path.is_dir() and path not in (image_folder, mask_folder)]
+    if others:  # masks under another name, perhaps: their images would become unlabeled ones
+        raise ValueError(
+            f"{folder} also holds the folder {others[0]!r}; if it holds the masks, call it masks, else move it away"
+        )
     masks = by_stem(files_in(mask_folder, formats), formats, str(mask_folder)) if mask_folder else {}
     without_image = sorted(set(masks) - {formats.stem(path) for path in images})
     if without_image:
@@ -200,7 +205,6 @@ def _parts(domain: Path) -> list[tuple[str, Path]]:
         found = sorted(path.name for path in visible(domain))
         problem = "both layouts at once" if flat else "an unknown layout"
         raise ValueError(
-            f"{domain} has {problem} (it holds {found[:10]}); arrange it as {PLAIN_TREE}, "
-            "or leave the folder out with domains=[...]"
+            f"{domain} has {problem} (it holds {found[:10]}); arrange it as {PLAIN_TREE}, or move the folder elsewhere"
         )
     return splits or [("", domain)]

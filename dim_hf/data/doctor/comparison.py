@@ -45,12 +45,16 @@ def by_domain(facts: Iterable[RowFacts]) -> dict[str, list[RowFacts]]:
 
 
 def foreground_ignored(facts: Sequence[RowFacts], num_labels: int, ignore_index: int | None) -> list[Finding]:
-    """Whether all masks together hold nothing but 0 and `ignore_index`."""
-    values = {value for row in facts for value in row.counts or ()}
-    if num_labels > 1 and ignore_index is not None and ignore_index in values and values <= {0, ignore_index}:
-        problem = f"they hold only 0 and {ignore_index}, and {ignore_index} means 'ignore'"
-        return [finding("foreground-ignored", "all masks", problem)]
-    return []
+    """Domains all of whose masks together hold nothing but 0 and `ignore_index`."""
+    if num_labels < 2 or ignore_index is None:
+        return []
+    problem = f"they hold only 0 and {ignore_index}, and {ignore_index} means 'ignore'"
+    found = []
+    for domain, rows in by_domain(facts).items():
+        values = {value for row in rows for value in row.counts or ()}
+        if ignore_index in values and values <= {0, ignore_index}:
+            found.append(finding("foreground-ignored", f"all masks of domain {domain}", problem, domain))
+    return found
 
 
 def _of_row(row: RowFacts, ignore_index: int | None) -> Iterator[Finding]:

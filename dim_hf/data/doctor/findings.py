@@ -63,7 +63,9 @@ CODES: dict[str, Code] = {
     ),
     # The data set as a whole.
     "foreground-ignored": Code(
-        "error", "All masks hold nothing but 0 and the ignored value", "write the foreground as class 1 (or 2, ...)"
+        "error",
+        "All masks hold nothing but 0 and the ignored value",
+        "write the foreground as class 1 (or 2, ...); `dim-hf import folders` does it for a folder",
     ),
     "patient-across-splits": Code(
         "error",

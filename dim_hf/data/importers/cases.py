@@ -103,8 +103,10 @@ class Layout:
         name: As the command line takes it.
         tree: The layout in one line, for help and errors.
         find: Finds the cases below a folder; raises `ValueError` naming what is missing.
+        uses: Fields of `ImportOptions` that mean something to it.
     """
 
     name: str
     tree: str
     find: Callable[[Path, ImportOptions], Found]
+    uses: tuple[str, ...] = ()

@@ -369,5 +369,15 @@ def _refuse_twins(cases: Sequence[Case]) -> None:
         seen[case.name] = case.source
 
 
-MSD = Layout("msd", "imagesTr, labelsTr, imagesTs, dataset.json with the lists training and test", find_msd)
-NNUNET = Layout("nnunet", "imagesTr/<case>_0000.<ext>, labelsTr/<case>.<ext>, imagesTs, dataset.json", find_nnunet)
+MSD = Layout(
+    "msd",
+    "imagesTr, labelsTr, imagesTs, dataset.json with the lists training and test",
+    find_msd,
+    ("domain", "patient_pattern", "modality"),
+)
+NNUNET = Layout(
+    "nnunet",
+    "imagesTr/<case>_0000.<ext>, labelsTr/<case>.<ext>, imagesTs, dataset.json",
+    find_nnunet,
+    ("domain", "patient_pattern", "modality"),
+)

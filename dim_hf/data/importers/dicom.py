@@ -158,4 +158,4 @@ def _read(files: Sequence[Path]) -> tuple[Volume, None]:
     return read_dicom_series(files), None
 
 
-DICOM = Layout("dicom", _TREE, find_dicom)
+DICOM = Layout("dicom", _TREE, find_dicom, ("domain", "patient_pattern", "class_names", "structures"))

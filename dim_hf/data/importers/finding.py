@@ -102,7 +102,7 @@ def remap(array: np.ndarray, mapping: Mapping[int, int], file: Path) -> np.ndarr
     if unknown:
         raise ValueError(
             f"{file}: the mask holds the values {_listed(unknown)}, but only {_listed(sorted(mapping))} are known "
-            "here; correct the mask, or convert it if it was saved with another coding or as JPEG"
+            "here; correct the mask, or say with --label-map what they mean"
         )
     classes = np.zeros_like(array, dtype=np.uint8)
     for value in values:

@@ -51,9 +51,11 @@ def find_folders(root: Path, options: ImportOptions) -> Found:
     is_volume = _are_volumes(pairs)
     mapping = options.label_map
     if mapping is None:
-        values = _values_of([pair.mask for pair in pairs if pair.mask])
-        mapping = resolve_label_map(values, options.class_names, str(root))
+        by_domain = _values_by_domain(pairs)
+        _refuse_two_codings(by_domain, root)
+        mapping = resolve_label_map(set().union(*by_domain.values()), options.class_names, str(root))
     id2label = _class_names(mapping, options.class_names)
+    read = partial(read_pair, channel=options.modality) if is_volume else read_pictures
     facts = _map(_channels_and_copies, [pair.image for pair in pairs], "reading headers")
     cases = [
         Case(
@@ -62,7 +64,7 @@ def find_folders(root: Path, options: ImportOptions) -> Found:
             name=pair.stem,
             split=pair.split,
             source=pair.image,
-            read=partial(read_pair if is_volume else read_pictures, pair.image, pair.mask, mapping),
+            read=partial(read, pair.image, pair.mask, mapping),
             copies=as_it_is,
             columns={"source_file": relative(pair.image, root)},
         )
@@ -80,7 +82,9 @@ def find_folders(root: Path, options: ImportOptions) -> Found:
     )
 
 
-FOLDERS = Layout("folders", FOLDERS_TREE, find_folders)
+FOLDERS = Layout(
+    "folders", FOLDERS_TREE, find_folders, ("patient_pattern", "label_map", "class_names", "structures", "modality")
+)
 
 
 def resolve_label_map(values: Iterable[int], class_names: Sequence[str] | None, where: str) -> dict[int, int]:
@@ -116,9 +120,9 @@ def resolve_label_map(values: Iterable[int], class_names: Sequence[str] | None, 
     names = len(class_names) if class_names else None
     stated = f"the masks of {where} hold the values {found[:MAX_VALUES]}"
     if found and found[0] < 0:
-        raise ValueError(f"{stated}; say with a label map what each means, since one is negative")
+        raise ValueError(f"{stated}; say with --label-map what each means, since one is negative")
     if len(found) > MAX_VALUES:
-        raise ValueError(f"{stated} and more; say with a label map what each means")
+        raise ValueError(f"{stated} and more; say with --label-map what each means")
     others = [value for value in found if value != IGNORED]
     if found in ([0, IGNORED], [IGNORED]):
         mapping = {0: 0, IGNORED: 1}
@@ -127,13 +131,13 @@ def resolve_label_map(values: Iterable[int], class_names: Sequence[str] | None, 
     elif IGNORED in found and others == list(range(names or len(others))):
         return {**{value: value for value in others}, IGNORED: IGNORED}
     elif IGNORED in found and names and others[-1] < names:
-        raise ValueError(f"{stated}, and {IGNORED} may be a class or ignored pixels; say which with a label map")
+        raise ValueError(f"{stated}, and {IGNORED} may be a class or ignored pixels; say which with --label-map")
     else:
         mapping = {value: index for index, value in enumerate(found)}
     if names and len(mapping) != names:
         raise ValueError(
             f"{stated}, {len(mapping)} classes, but {names} are named ({', '.join(class_names)}); correct the names, "
-            "or say with a label map what each value means"
+            "or say with --label-map what each value means"
         )
     return mapping
 
@@ -167,13 +171,29 @@ def _are_volumes(pairs: Sequence[Pair]) -> bool:
     return any(volumes)
 
 
-def _values_of(masks: Sequence[Path]) -> set[int]:
+def _values_by_domain(pairs: Sequence[Pair]) -> dict[str, set[int]]:
     """The values of all masks that can be read; if there is none, the first one's error."""
-    results = _map(_values_or_error, masks, "reading label values")
-    values = [result for result in results if not isinstance(result, ValueError)]
-    if results and not values:
+    labeled = [pair for pair in pairs if pair.mask]
+    results = _map(_values_or_error, [pair.mask for pair in labeled], "reading label values")
+    known = [(pair.domain, result) for pair, result in zip(labeled, results, strict=True) if isinstance(result, list)]
+    if results and not known:
         raise results[0]
-    return set().union(*values)
+    values: dict[str, set[int]] = {}
+    for domain, found in known:
+        values.setdefault(domain, set()).update(found)
+    return values
+
+
+def _refuse_two_codings(by_domain: Mapping[str, set[int]], root: Path) -> None:
+    """One domain's 255 may be the foreground where another's is 1: together they would be taken for ignored pixels."""
+    wide = [domain for domain, values in by_domain.items() if IGNORED in values and values <= {0, IGNORED}]
+    narrow = [domain for domain, values in by_domain.items() if values - {0, IGNORED}]
+    if wide and narrow:
+        raise ValueError(
+            f"{root}: the masks of domain {wide[0]!r} hold {sorted(by_domain[wide[0]])}, those of {narrow[0]!r} "
+            f"{sorted(by_domain[narrow[0]])[:8]}, so 255 may be a class or ignored pixels; say what each value means "
+            'with --label-map, such as {"0": 0, "1": 1, "255": 1}, or import the domains one by one with --append'
+        )
 
 
 def _values_or_error(mask: Path) -> list[int] | ValueError:

@@ -183,8 +183,8 @@ def find_rimone(root: Path, options: ImportOptions) -> Found:
     )
 
 
-DRISHTI_GS1 = Layout("drishti-gs1", DRISHTI_TREE, find_drishti)
-RIMONE_DL = Layout("rimone-dl", RIMONE_TREE, find_rimone)
+DRISHTI_GS1 = Layout("drishti-gs1", DRISHTI_TREE, find_drishti, ("disc_crop", "patient_pattern", "domain"))
+RIMONE_DL = Layout("rimone-dl", RIMONE_TREE, find_rimone, ("patient_pattern", "partition"))
 
 
 def _found(cases: list[Case], values: dict[str, int], split_rule: str, origin: str, notes: list[str]) -> Found:

@@ -265,4 +265,4 @@ def _array(source: Any, key: str, ndim: int, path: Path) -> np.ndarray | None:
     return data[()]
 
 
-SSL4MIS_H5 = Layout("ssl4mis-h5", _TREE, find_h5)
+SSL4MIS_H5 = Layout("ssl4mis-h5", _TREE, find_h5, ("partition", "domain"))

@@ -1,16 +1,17 @@
 """Imports a layout: finds its cases, writes them in parallel, and publishes one manifest."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from dim_hf.data.archives import is_archive, unpack
-from dim_hf.data.description import DatasetDescription, read_description, write_description
+from dim_hf.data.description import FILE_NAME, DatasetDescription, read_description, write_description
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.importers.registry import LAYOUTS
 from dim_hf.data.importers.staging import check_target, publish, staged
@@ -80,6 +81,7 @@ def import_dataset(job: ImportJob, *, progress: bool = True) -> Path:
     split = read_split_file(job.split_file) if job.split_file else None
     if not job.source.exists():
         raise ValueError(f"{job.source} does not exist; give the folder or archive that holds {layout.tree}")
+    _refuse_unused(layout, job)
     check_target(job.source, job.target, append=job.append)
     earlier = _Earlier.of(job) if job.append else None
     with staged(job.target) as staging:
@@ -87,6 +89,7 @@ def import_dataset(job: ImportJob, *, progress: bool = True) -> Path:
             found = _find(layout, source, job)
             _check_cases(found, earlier, job)
             cases = _with_fixed_split(found.cases, split) if split else found.cases
+            _joined(earlier, _description(found, [], split, job), job)  # whatever is wrong is said before the work
             rows, notes = _write_cases(cases, staging, job, progress)
         rows = _with_drawn_test(rows, job)
         description = _description(found, notes, split, job)
@@ -101,6 +104,17 @@ def _layout(name: str) -> Layout:
     return LAYOUTS[name]
 
 
+def _refuse_unused(layout: Layout, job: ImportJob) -> None:
+    """An option that a layout does not know would be obeyed in silence by doing nothing."""
+    plain = ImportOptions()
+    for item in fields(ImportOptions):
+        if item.name not in layout.uses and getattr(job.find, item.name) != getattr(plain, item.name):
+            used = ", ".join(f"--{name.replace('_', '-')}" for name in layout.uses) or "no such option"
+            raise ValueError(
+                f"layout {layout.name} does not use --{item.name.replace('_', '-')} (it knows {used}); leave it out"
+            )
+
+
 @dataclass(frozen=True)
 class _Earlier:
     """The data set that an import is added to."""
@@ -112,7 +126,14 @@ class _Earlier:
     @classmethod
     def of(cls, job: ImportJob) -> "_Earlier":
         manifest = find_manifest(job.target)
-        return cls(manifest, read_manifest(manifest), read_description(manifest.parent / "dim_dataset.json"))
+        beside = manifest.parent / FILE_NAME
+        if not beside.is_file():
+            raise ValueError(
+                f"{manifest} has no {FILE_NAME} beside it, so what its classes mean is not known; write one with "
+                'id2label and structures, like {"id2label": {"0": "background", "1": "gland"}, '
+                '"structures": {"gland": [1]}}'
+            )
+        return cls(manifest, read_manifest(manifest), read_description(beside))
 
 
 @contextmanager
@@ -127,21 +148,26 @@ def _opened(job: ImportJob, staging: Path) -> Iterator[Path]:
         raise ValueError(f"{job.source} is an archive, so its images cannot stay in place; leave out --in-place")
     folder = staging / ".unpacked"
     unpack(job.source, folder)
-    yield folder
+    try:
+        yield folder
+    except ValueError as error:
+        text = str(error)
+        for path in (folder.absolute(), folder):  # a folder that will be gone
+            text = text.replace(f"{path}{os.sep}", f"{job.source}: ").replace(str(path), str(job.source))
+        raise ValueError(text) from error
 
 
 def _find(layout: Layout, source: Path, job: ImportJob) -> Found:
     try:
         return layout.find(source, job.find)
-    except ValueError:
+    except ValueError as error:
         inner = [path for path in source.iterdir() if not path.name.startswith((".", "__MACOSX"))]
         if len(inner) != 1 or not inner[0].is_dir():
             raise
         try:  # most archives wrap everything in a folder of their own name
             return layout.find(inner[0], job.find)
-        except ValueError:
-            pass
-        raise
+        except ValueError as inner_error:
+            raise ValueError(f"{error}\nor, one folder further in: {inner_error}") from inner_error
 
 
 def _check_cases(found: Found, earlier: _Earlier | None, job: ImportJob) -> None:
@@ -165,7 +191,7 @@ def _check_cases(found: Found, earlier: _Earlier | None, job: ImportJob) -> None
         taken = {domain_folder(domain).casefold() for domain in earlier.rows.unique("domain")}
         again = sorted({case.domain for case in found.cases if domain_folder(case.domain).casefold() in taken})
         if again:
-            raise ValueError(f"{earlier.manifest} has the domains {again} already; name others with --domain")
+            raise ValueError(f"{earlier.manifest} has the domains {again} already; rename the others")
 
 
 def _write_cases(
@@ -254,7 +280,7 @@ def _write_tables(
     name = f"manifest.{job.manifest_format}"
     if earlier:
         name = earlier.manifest.name
-        description = _joined(earlier.description, description, job)
+        description = _joined(earlier, description, job)
         rows = [*_records(earlier, job.target), *rows]
     free = dict.fromkeys(column for row in rows for column in row if column not in COLUMNS)
     # Columns that this package reads come first, so that two imports give one order.
@@ -262,7 +288,7 @@ def _write_tables(
     ordered += [column for column in free if column not in TYPED_COLUMNS]
     write_description(description, staging)
     write_manifest(columns_of(rows, ordered), staging / name)
-    return ["dim_dataset.json", name]
+    return [FILE_NAME, name]
 
 
 def _records(earlier: _Earlier, folder: Path) -> list[dict[str, Any]]:
@@ -277,12 +303,15 @@ def _records(earlier: _Earlier, folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _joined(old: DatasetDescription, new: DatasetDescription, job: ImportJob) -> DatasetDescription:
+def _joined(earlier: _Earlier | None, new: DatasetDescription, job: ImportJob) -> DatasetDescription:
     """One description of both; they must mean the same by their classes.
 
     Raises:
         ValueError: If classes, structures, channels or dimensions differ.
     """
+    if earlier is None:
+        return new
+    old = earlier.description
     for name in ("id2label", "structures", "num_channels", "spatial_dims"):
         if getattr(old, name) != getattr(new, name):
             raise ValueError(
@@ -293,9 +322,20 @@ def _joined(old: DatasetDescription, new: DatasetDescription, job: ImportJob) ->
     return replace(
         old,
         intensity=old.intensity if old.intensity == new.intensity else "zscore",
-        label_values={**old.label_values, **new.label_values},
+        label_values={**old.label_values, **_under_new_names(new.label_values, old.label_values)},
         splits=list(dict.fromkeys((*old.splits, *new.splits))),
         licence="; ".join(licences),
         source=list(dict.fromkeys((*old.source, *new.source))),
         notes=list(dict.fromkeys((*old.notes, *new.notes))),
     )
+
+
+def _under_new_names(new: dict[str, dict[str, int]], taken: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    """Label values of one more import of a layout beside those of earlier ones, which may have met others."""
+    named = {}
+    for layout, values in new.items():
+        known = [name for name in taken if name.split(" #")[0] == layout]
+        same = any(taken[name] == values for name in known)
+        if not same:
+            named[f"{layout} #{len(known) + 1}" if known else layout] = values
+    return named

@@ -100,8 +100,8 @@ def find_prostate(root: Path, options: ImportOptions) -> Found:
     )
 
 
-MIDSS_FUNDUS = Layout("midss-fundus", FUNDUS_TREE, find_fundus)
-MIDSS_PROSTATE = Layout("midss-prostate", PROSTATE_TREE, find_prostate)
+MIDSS_FUNDUS = Layout("midss-fundus", FUNDUS_TREE, find_fundus, ("patient_pattern",))
+MIDSS_PROSTATE = Layout("midss-prostate", PROSTATE_TREE, find_prostate, ("patient_pattern",))
 
 
 def _holds_domain(folder: Path, domains: Mapping[str, str]) -> bool:

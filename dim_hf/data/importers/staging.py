@@ -1,6 +1,7 @@
 """Where an import writes: aside first, in place by renaming, so that an interrupted one leaves nothing half done."""
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 from dim_hf.data.manifest import find_manifest
 
 _STAGING = ".importing"
+_OWNER = ".owner"
 
 
 def check_target(source: Path, target: Path, *, append: bool) -> None:
@@ -48,14 +50,39 @@ def staged(target: Path) -> Iterator[Path]:
     is_new = not target.exists()
     staging = target / _STAGING
     if staging.exists():
+        _refuse_while_alive(staging)
         shutil.rmtree(staging)
     staging.mkdir(parents=True)
+    (staging / _OWNER).write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
     try:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         if is_new and not any(target.iterdir()):
             target.rmdir()
+
+
+def _refuse_while_alive(staging: Path) -> None:
+    """Another import may be writing there; what a killed one left may go."""
+    try:
+        pid, host = (staging / _OWNER).read_text(encoding="utf-8").split(" ", 1)
+        alive = host == platform.node() and int(pid) != os.getpid() and _is_running(int(pid))
+    except (OSError, ValueError):
+        return
+    if alive:
+        raise ValueError(
+            f"another import (process {pid}) is writing to {staging.parent}; wait for it, or choose another OUT"
+        )
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def publish(staging: Path, target: Path, domains: list[str], files: list[str]) -> None:

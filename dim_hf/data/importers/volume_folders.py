@@ -176,7 +176,12 @@ def _found(
     )
 
 
-SAML = Layout("saml", "<site>/CaseXX.nii.gz and <site>/CaseXX_segmentation.nii.gz", find_saml)
+SAML = Layout(
+    "saml", "<site>/CaseXX.nii.gz and <site>/CaseXX_segmentation.nii.gz", find_saml, ("domain", "patient_pattern")
+)
 PROMISE12 = Layout(
-    "promise12", "CaseXX.mhd, CaseXX_segmentation.mhd; flat or in TrainingData and TestData", find_promise12
+    "promise12",
+    "CaseXX.mhd, CaseXX_segmentation.mhd; flat or in TrainingData and TestData",
+    find_promise12,
+    ("domain", "patient_pattern"),
 )

@@ -1,5 +1,6 @@
 """Writes one case of a layout as files of a data set: pictures, volumes, or a volume's slices."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import PIL.Image
 from dim_hf.data.images import write_png
 from dim_hf.data.importers.cases import Case, Pixels
 from dim_hf.data.volumes.slices import cut_slices
-from dim_hf.data.volumes.volume import Volume, resample, same_grid, write_nifti
+from dim_hf.data.volumes.volume import Volume, along_axes, canonical, reoriented, resample, same_grid, write_nifti
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -36,8 +37,14 @@ class WriteOptions:
 
 
 def safe_name(text: str) -> str:
-    """`text` as a file name: letters, digits, dot, dash and underscore; never hidden, never empty."""
-    return _UNSAFE.sub("_", text).lstrip(".") or "_"
+    """`text` as a file name: letters, digits, dot, dash and underscore; never hidden, never empty.
+
+    Where something had to be replaced, a short hash keeps different names apart.
+    """
+    safe = _UNSAFE.sub("_", text).lstrip(".")
+    if safe == text:
+        return text
+    return f"{safe or '_'}_{hashlib.blake2b(text.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
 
 
 def domain_folder(domain: str) -> str:
@@ -66,8 +73,9 @@ def write_case(case: Case, folder: Path, options: WriteOptions) -> list[dict[str
         return [{**row, **_write_picture(case, image, label, folder, options)}]
     image, label = _on_one_grid(case, image, label, options)
     if options.spacing_mm:
-        image = resample(image, options.spacing_mm, is_label=False)
-        label = resample(label, options.spacing_mm, is_label=True) if label is not None else None
+        spacing = along_axes(options.spacing_mm, image.affine)
+        image = resample(image, spacing, is_label=False)
+        label = resample(label, spacing, is_label=True) if label is not None else None
     if options.plane is None:
         return [{**row, **_write_volume(case, image, label, folder, options)}]
     return [{**row, **piece} for piece in _write_slices(case, image, label, folder, options.plane)]
@@ -78,7 +86,9 @@ def _check_label(case: Case, image: Pixels, label: Pixels | None) -> None:
         return
     if isinstance(image, Volume) != isinstance(label, Volume):
         raise ValueError(f"{case.source}: image and label map must both be pictures or both volumes")
-    shapes = [part.array.shape if isinstance(part, Volume) else part.shape[:2] for part in (image, label)]
+    if isinstance(image, Volume):
+        return
+    shapes = [part.shape[:2] for part in (image, label)]
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"{case.source}: the image has shape {shapes[0]}, its label map {shapes[1]}; bring both to one grid"
@@ -90,11 +100,14 @@ def _on_one_grid(
 ) -> tuple[Volume, Volume | None]:
     if label is None:
         return image, None
+    if image.orientation != label.orientation and same_grid(canonical(image), canonical(label)) is None:
+        label = reoriented(label, image.affine)  # the same grid, stored along other axes
     difference = same_grid(image, label)
-    if difference and not options.trust_image_geometry:
+    may_trust = image.array.shape == label.array.shape and image.orientation == label.orientation
+    if difference and not (options.trust_image_geometry and may_trust):
         raise ValueError(
-            f"{case.source}: image and label map lie on different grids ({difference}); correct the label's geometry, "
-            "or say --trust-image-geometry if voxel i, j, k is the same in both"
+            f"{case.source}: image and label map lie on different grids ({difference}); correct the label's geometry"
+            + (", or say --trust-image-geometry if voxel i, j, k is the same in both" if may_trust else "")
         )
     return image, Volume(label.array, image.affine)
 

@@ -41,7 +41,9 @@ class _SliceFile:
 @kept_locale()
 def find_series(folder: Path) -> dict[str, list[Path]]:
     """See `volumes.find_dicom_series`."""
-    reader = require("SimpleITK").ImageSeriesReader
+    sitk = require("SimpleITK")
+    reader = sitk.ImageSeriesReader
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # it warns of every folder without DICOM files
     found: dict[str, list[Path]] = {}
     for directory in sorted({path.parent for path in walk(folder)}):
         for uid in reader.GetGDCMSeriesIDs(str(directory)):

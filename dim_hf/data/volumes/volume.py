@@ -202,6 +202,31 @@ def resample(volume: Volume, spacing_mm: Sequence[float], *, is_label: bool) -> 
     return Volume(_resampled(volume, shape, new / old, is_label), affine)
 
 
+def along_axes(values: Sequence[float], affine: np.ndarray) -> tuple[float, float, float]:
+    """Values for left-right, back-front and foot-head in the order of an array's axes.
+
+    Args:
+        values: One for each of the patient's axes x, y, z.
+        affine: (4, 4) of the array.
+
+    Example:
+        >>> along_axes((1.0, 2.0, 3.0), np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]]))
+        (2.0, 3.0, 1.0)
+    """
+    axes = require("nibabel.orientations").io_orientation(affine)[:, 0].astype(int)
+    first, second, third = (float(values[axis]) for axis in axes)
+    return first, second, third
+
+
+def reoriented(volume: Volume, affine: np.ndarray) -> Volume:
+    """The volume stored along the axes of another one: axes are flipped and permuted, no voxel is changed."""
+    orientations = require("nibabel.orientations")
+    here, there = (orientations.io_orientation(matrix) for matrix in (volume.affine, affine))
+    turn = orientations.ornt_transform(here, there)
+    moved = volume.affine @ orientations.inv_ornt_aff(turn, volume.array.shape)
+    return Volume(np.ascontiguousarray(orientations.apply_orientation(volume.array, turn)), moved)
+
+
 def _resampled(volume: Volume, shape: list[int], factor: np.ndarray, is_label: bool) -> np.ndarray:
     sitk = require("SimpleITK")
     dtype = volume.array.dtype
