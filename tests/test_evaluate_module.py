@@ -21,7 +21,8 @@ FOLDER = ROOT / "dim_hf" / "metrics" / "dim_segmentation"
 
 # What the process prints, by name; one process for all tests, since importing evaluate takes seconds.
 SCRIPT = """
-import doctest, json, sys
+import doctest, json, os, sys
+from pathlib import Path
 import evaluate, numpy as np
 from tests.test_evaluate_module import FOLDER, maps
 
@@ -45,6 +46,7 @@ for policy in ("worst", "nan", "legacy-100", "legacy-0"):
     found[policy] = module.compute(**pairs, empty_policy=policy, num_labels=3)
 alone = evaluate.load(str(FOLDER), keep_in_memory=True)
 found["in memory"] = alone.compute(predictions=[full], references=[full])
+found["files left"] = len(list(Path(os.environ["HF_HOME"]).rglob("*.arrow")))
 failures = {
     "counts": lambda: module.add_batch(predictions=[full], references=[full, full]),
     "shapes": lambda: module.add_batch(predictions=[full], references=[full[:2]]),
@@ -54,7 +56,7 @@ failures = {
     "nothing": lambda: module.compute(predictions=[empty], references=[empty]),
 }
 for name, function in failures.items():
-    module = evaluate.load("dim_hf/metrics/dim_segmentation")
+    module = evaluate.load("dim_hf/metrics/dim_segmentation", experiment_id=name)
     try:
         function()
     except ValueError as error:
@@ -90,7 +92,6 @@ def found(tmp_path_factory):
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert not list(home.rglob("*.arrow")), "what was added is deleted after compute"
     return json.loads(done.stdout.split("FOUND")[1])
 
 
@@ -148,7 +149,8 @@ def test_one_empty_mask_follows_the_policy_and_is_counted(found, policy, distanc
     assert scores["empty_policy"] == policy
 
 
-def test_it_works_without_files(found):
+def test_it_works_without_files_and_deletes_those_it_writes(found):
+    assert found["files left"] == 0
     assert found["in memory"]["1_dice"] == 1.0
 
 

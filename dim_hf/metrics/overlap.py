@@ -29,6 +29,8 @@ def _as_mask(mask: ArrayLike, name: str) -> Mask:
         return array
     if not np.issubdtype(array.dtype, np.number):
         raise ValueError(f"{name} has type {array.dtype}; pass a boolean mask")
+    if np.issubdtype(array.dtype, np.unsignedinteger) and array.max() <= 1:
+        return array.view(np.bool_) if array.itemsize == 1 else array.astype(np.bool_)
     if not np.isfinite(array).all():
         raise ValueError(f"{name} holds values that are not finite; pass a boolean mask")
     mask = array != 0
@@ -87,6 +89,27 @@ def as_spacing(spacing_mm: Spacing | None, ndim: int) -> NDArray[np.float64]:
     return spacing
 
 
+def _counts(prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | None) -> tuple[int, int, int]:
+    """Pixels of the checked masks: in both, in the prediction, in the reference."""
+    prediction, reference = as_masks(prediction, reference)
+    if spacing_mm is not None:
+        as_spacing(spacing_mm, prediction.ndim)
+    return _count(prediction, reference)
+
+
+def _count(prediction: Mask, reference: Mask) -> tuple[int, int, int]:
+    both = int(np.count_nonzero(prediction & reference))
+    return both, int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+
+
+def _dice(both: int, predicted: int, referenced: int) -> float:
+    return _ratio(2.0 * both, predicted + referenced, empty=1.0)
+
+
+def _jaccard(both: int, predicted: int, referenced: int) -> float:
+    return _ratio(float(both), predicted + referenced - both, empty=1.0)
+
+
 def _ratio(numerator: float, denominator: float, empty: float) -> float:
     return numerator / denominator if denominator else empty
 
@@ -136,11 +159,10 @@ def overlap_metrics(prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spa
     """
     prediction, reference = as_masks(prediction, reference)
     pixel = float(as_spacing(spacing_mm, prediction.ndim).prod())
-    both = int(np.count_nonzero(prediction & reference))
-    predicted, referenced = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    counts = both, predicted, referenced = _count(prediction, reference)
     return OverlapMetrics(
-        dice=_ratio(2.0 * both, predicted + referenced, empty=1.0),
-        jaccard=_ratio(float(both), predicted + referenced - both, empty=1.0),
+        dice=_dice(*counts),
+        jaccard=_jaccard(*counts),
         precision=_ratio(float(both), predicted, empty=float(referenced == 0)),
         recall=_ratio(float(both), referenced, empty=float(predicted == 0)),
         prediction_volume=predicted * pixel,
@@ -171,7 +193,7 @@ def dice(prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | None
     >>> dice([[1, 1, 0]], [[0, 1, 1]])
     0.5
     """
-    return overlap_metrics(prediction, reference, spacing_mm).dice
+    return _dice(*_counts(prediction, reference, spacing_mm))
 
 
 def jaccard(prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | None = None) -> float:
@@ -188,7 +210,7 @@ def jaccard(prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | N
     Raises:
         ValueError: see `as_masks` and `as_spacing`.
     """
-    return overlap_metrics(prediction, reference, spacing_mm).jaccard
+    return _jaccard(*_counts(prediction, reference, spacing_mm))
 
 
 def precision(prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | None = None) -> float:

@@ -19,24 +19,19 @@ Cropping: all border pixels of both masks lie in the joint bounding box, so the 
 Outside of the box there is no foreground, so the border at its edge is the border in the whole image.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import distance_transform_edt
-from scipy.spatial import KDTree
+from numpy.typing import ArrayLike
 
-from dim_hf.metrics.empty_masks import get_empty_policy, image_diagonal
+from dim_hf.metrics.empty_masks import EmptyPolicy, get_empty_policy, image_diagonal
+from dim_hf.metrics.nearest import Distances, border_distances, margins
 from dim_hf.metrics.overlap import Mask, Spacing, as_masks, as_spacing
-
-Distances = NDArray[np.float64]
-Pixels = NDArray[np.intp]
-
-# Above this share of border pixels in the bounding box (noise, tiny masks) a distance transform of the box is cheaper
-# than a search tree over the border pixels. Both give the same distances; only the time depends on it.
-DENSE_BORDER_SHARE = 1 / 8
 
 # Room for rounding when a distance is compared with a tolerance: 3 pixels of 0.1 mm are 0.3 mm.
 TOLERANCE_SLACK = 1e-9
@@ -93,9 +88,13 @@ def _bounding_box(mask: Mask) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _shifts(ndim: int, connectivity: int) -> Iterator[tuple[int, ...]]:
-    """Offsets of the neighbours that differ in 1 to `connectivity` axes by one pixel."""
-    return (offset for offset in product((-1, 0, 1), repeat=ndim) if 0 < np.count_nonzero(offset) <= connectivity)
+@lru_cache(maxsize=256)
+def _places(shape: tuple[int, ...], connectivity: int) -> list[int]:
+    """How far the neighbours that differ in 1 to `connectivity` axes lie ahead in the flattened image."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    offsets = (offset for offset in product((-1, 0, 1), repeat=len(shape)) if np.count_nonzero(offset) <= connectivity)
+    places = (sum(step * stride for step, stride in zip(offset, strides, strict=True)) for offset in offsets)
+    return [place for place in places if place > 0]
 
 
 def border(mask: ArrayLike, connectivity: int = 1) -> Mask:
@@ -114,62 +113,47 @@ def border(mask: ArrayLike, connectivity: int = 1) -> Mask:
     mask = np.asarray(mask, dtype=np.bool_)
     if connectivity not in range(1, mask.ndim + 1):
         raise ValueError(f"connectivity is {connectivity!r}; choose 1 to {mask.ndim} for a {mask.ndim}D mask")
-    padded = np.pad(mask, 1)
-    inner = mask.copy()
-    for offset in _shifts(mask.ndim, connectivity):
-        inner &= padded[tuple(slice(1 + o, 1 + o + size) for o, size in zip(offset, mask.shape, strict=True))]
-    return mask & ~inner
-
-
-def _nearest_by_tree(points: Pixels, targets: Pixels, spacing: Distances) -> Pixels:
-    """For each point (n, ndim) the nearest of the targets (m, ndim), as indices (n, ndim)."""
-    # The tree is asked once, so building it fast matters more than its shape.
-    tree = KDTree(targets * spacing, leafsize=16, balanced_tree=False, compact_nodes=False)
-    return targets[tree.query(points * spacing)[1]]
-
-
-def _nearest_by_transform(points: Pixels, target: Mask, spacing: Distances) -> Pixels:
-    """For each point (n, ndim) the nearest pixel of the target mask, as indices (n, ndim)."""
-    nearest = distance_transform_edt(~target, sampling=spacing, return_distances=False, return_indices=True)
-    return nearest[(slice(None), *points.T)].T
+    if min(mask.shape) < 3:
+        return mask.copy()
+    pixels = mask.ravel()
+    inner = pixels.copy()
+    for place in _places(mask.shape, connectivity):  # and as far behind
+        inner[place:] &= pixels[:-place]
+        inner[:-place] &= pixels[place:]
+    inner = inner.reshape(mask.shape)
+    # At the edge the places lead around it to other lines, and to what lies outside.
+    for axis in range(mask.ndim):
+        np.moveaxis(inner, axis, 0)[[0, -1]] = False
+    return np.greater(mask, inner, out=inner)
 
 
 @dataclass(frozen=True)
-class _Border:
-    """Border pixels of a mask: as a mask of the box, and as indices (n, ndim) in raster order."""
+class _Case:
+    """Borders of two masks that are not empty, in their joint bounding box with margins."""
 
-    mask: Mask
-    pixels: Pixels
+    prediction: Mask
+    reference: Mask
+    spacing: Distances
 
     @classmethod
-    def of(cls, mask: Mask, connectivity: int) -> "_Border":
-        found = border(mask, connectivity)
-        # Several times faster than argwhere.
-        return cls(found, np.stack(np.unravel_index(np.flatnonzero(found), found.shape), axis=1))
+    def of(cls, prediction: Mask, reference: Mask, spacing: Distances, connectivity: int) -> "_Case":
+        box = _bounding_box(prediction | reference)
+        around = margins(spacing)
+        shape = [side.stop - side.start + 2 * margin for side, margin in zip(box, around, strict=True)]
+        inside = tuple(slice(margin, size - margin) for size, margin in zip(shape, around, strict=True))
+        borders = []
+        for mask in (prediction, reference):
+            framed = np.zeros(shape, np.bool_)
+            framed[inside] = mask[box]
+            borders.append(border(framed, connectivity))
+        return cls(*borders, spacing)
 
+    def to_reference(self) -> Distances:
+        return border_distances(self.prediction, self.reference, self.spacing)
 
-def _directed_distances(source: _Border, target: _Border, spacing: Distances) -> Distances:
-    """Distances of the source's pixels, in raster order, to the nearest pixel of the target."""
-    # Where the two borders coincide the distance is 0 without a search.
-    apart = ~target.mask[tuple(source.pixels.T)]
-    points = source.pixels[apart]
-    distances = np.zeros(apart.size)
-    if points.size:
-        if len(source.pixels) + len(target.pixels) > DENSE_BORDER_SHARE * target.mask.size:
-            nearest = _nearest_by_transform(points, target.mask, spacing)
-        else:
-            nearest = _nearest_by_tree(points, target.pixels, spacing)
-        distances[apart] = np.sqrt((((nearest - points) * spacing) ** 2).sum(axis=1))
-    return distances
-
-
-def _distances(prediction: Mask, reference: Mask, spacing: Distances, connectivity: int) -> SurfaceDistances:
-    box = _bounding_box(prediction | reference)
-    predicted, referenced = (_Border.of(mask[box], connectivity) for mask in (prediction, reference))
-    return SurfaceDistances(
-        to_reference=_directed_distances(predicted, referenced, spacing),
-        to_prediction=_directed_distances(referenced, predicted, spacing),
-    )
+    def distances(self) -> SurfaceDistances:
+        there = self.to_reference()
+        return SurfaceDistances(there, border_distances(self.reference, self.prediction, self.spacing))
 
 
 def surface_distances(
@@ -194,13 +178,28 @@ def surface_distances(
     for mask, name in ((prediction, "prediction"), (reference, "reference")):
         if not mask.any():
             raise ValueError(f"{name} is empty and has no border; surface_metrics scores it by an empty_policy")
-    return _distances(prediction, reference, spacing, connectivity)
+    return _Case.of(prediction, reference, spacing, connectivity).distances()
 
 
 def _share_within(distances: Distances, tolerance_mm: float | None) -> float | None:
     if tolerance_mm is None:
         return None
     return float(np.count_nonzero(distances <= tolerance_mm * (1 + TOLERANCE_SLACK)) / distances.size)
+
+
+def _prepare(
+    prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | None, connectivity: int, policy: EmptyPolicy
+) -> tuple[_Case | None, float, bool, bool]:
+    """The case, None where a mask is empty; the distance where it is; whether prediction and reference are not."""
+    prediction, reference = as_masks(prediction, reference)
+    spacing = as_spacing(spacing_mm, prediction.ndim)
+    predicted, referenced = bool(prediction.any()), bool(reference.any())
+    if predicted and referenced:
+        return _Case.of(prediction, reference, spacing, connectivity), 0.0, True, True
+    if not predicted and not referenced:
+        return None, 0.0, False, False
+    distance = image_diagonal(prediction.shape, spacing) if policy.distance is None else policy.distance
+    return None, distance, predicted, referenced
 
 
 def surface_metrics(
@@ -234,25 +233,25 @@ def surface_metrics(
     >>> surface_metrics([[1, 0, 0]], [[0, 0, 1]], spacing_mm=(1.0, 1.0)).hd95
     2.0
     """
-    prediction, reference = as_masks(prediction, reference)
-    spacing = as_spacing(spacing_mm, prediction.ndim)
     policy = get_empty_policy(empty_policy)
     if tolerance_mm is not None and not 0 <= tolerance_mm < np.inf:
         raise ValueError(f"tolerance_mm is {tolerance_mm!r}; it must be a finite number of mm, at least 0")
-    predicted, referenced = bool(prediction.any()), bool(reference.any())
-    if predicted and referenced:
-        found = _distances(prediction, reference, spacing, connectivity)
+    case, distance, predicted, referenced = _prepare(prediction, reference, spacing_mm, connectivity, policy)
+    if case is not None:
+        found = case.distances()
         pooled = found.pooled
         values = (pooled.max(), np.percentile(pooled, 95), found.to_reference.mean(), pooled.mean())
         share = _share_within(pooled, tolerance_mm)
-    elif predicted or referenced:
-        value = image_diagonal(prediction.shape, spacing) if policy.distance is None else policy.distance
-        values, share = (value,) * 4, policy.nsd
     else:
-        values, share = (0.0,) * 4, 1.0
+        values, share = (distance,) * 4, policy.nsd if predicted or referenced else 1.0
     hd, hd95, asd, assd = (float(value) for value in values)
     nsd = None if tolerance_mm is None else share
     return SurfaceMetrics(hd, hd95, asd, assd, nsd, missed=referenced > predicted, spurious=predicted > referenced)
+
+
+def _one_distance(measure: Callable[[_Case], np.floating], *case: Any, empty_policy: str) -> float:
+    found, distance, *_ = _prepare(*case, get_empty_policy(empty_policy))
+    return distance if found is None else float(measure(found))
 
 
 def hd(
@@ -278,8 +277,8 @@ def hd(
     Raises:
         ValueError: see `surface_metrics`.
     """
-    found = surface_metrics(prediction, reference, spacing_mm, connectivity=connectivity, empty_policy=empty_policy)
-    return found.hd
+    case = (prediction, reference, spacing_mm, connectivity)
+    return _one_distance(lambda case: case.distances().pooled.max(), *case, empty_policy=empty_policy)
 
 
 def hd95(
@@ -305,8 +304,8 @@ def hd95(
     Raises:
         ValueError: see `surface_metrics`.
     """
-    found = surface_metrics(prediction, reference, spacing_mm, connectivity=connectivity, empty_policy=empty_policy)
-    return found.hd95
+    case = (prediction, reference, spacing_mm, connectivity)
+    return _one_distance(lambda case: np.percentile(case.distances().pooled, 95), *case, empty_policy=empty_policy)
 
 
 def asd(
@@ -332,8 +331,8 @@ def asd(
     Raises:
         ValueError: see `surface_metrics`.
     """
-    found = surface_metrics(prediction, reference, spacing_mm, connectivity=connectivity, empty_policy=empty_policy)
-    return found.asd
+    case = (prediction, reference, spacing_mm, connectivity)
+    return _one_distance(lambda case: case.to_reference().mean(), *case, empty_policy=empty_policy)
 
 
 def assd(
@@ -359,8 +358,8 @@ def assd(
     Raises:
         ValueError: see `surface_metrics`.
     """
-    found = surface_metrics(prediction, reference, spacing_mm, connectivity=connectivity, empty_policy=empty_policy)
-    return found.assd
+    case = (prediction, reference, spacing_mm, connectivity)
+    return _one_distance(lambda case: case.distances().pooled.mean(), *case, empty_policy=empty_policy)
 
 
 def nsd(
