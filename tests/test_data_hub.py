@@ -15,7 +15,7 @@ from huggingface_hub import DatasetCard
 from dim_hf.data.description import DatasetDescription
 from dim_hf.data.hub.card import render_card
 from dim_hf.data.hub.files import config_names, find_obstacles, write_parts
-from dim_hf.data.hub.load import load_hub_dataset
+from dim_hf.data.hub.load import _check_readme, load_hub_dataset
 from dim_hf.data.hub.push import publish, push_dataset
 from tests.hub_client import DESCRIPTION, make_rows, make_volumes
 from tests.hub_server import HubServer, Repo, client_environment
@@ -373,3 +373,28 @@ def test_card_of_volumes_reads_headers(tmp_path):
     assert "| scanner | `scanner` | train | 2 | 1 | unknown |" in text
     assert "license: other\n" in text
     assert "license_name: ask-us\n" in text
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        "configs:\n- {config_name: a, data_files: http://127.0.0.1:9/x.parquet}",
+        "configs:\n- {config_name: a, data_files: {train: ['zip://x::hf://y']}}",
+        "configs:\n- {config_name: a, data_files: /usr/**}",
+        "configs:\n- {config_name: a, data_dir: ../other}",
+        "configs:\n- {config_name: '..', data_files: data/*.parquet}",
+        "a: &a [x, x]\nb: [*a, *a]",
+    ],
+)
+def test_a_readme_is_checked_before_it_is_followed(tmp_path, front):
+    (tmp_path / "README.md").write_text(f"---\n{front}\n---\n# Card\n")
+    with pytest.raises(ValueError, match="only parquet files of the repository"):
+        _check_readme(tmp_path / "README.md", "org/name")
+    (tmp_path / "README.md").write_text("---\nconfigs:\n- {config_name: a, data_files: data/a/train-*}\n---\n")
+    _check_readme(tmp_path / "README.md", "org/name")
+
+
+def test_the_cards_code_can_be_run(repo):
+    text = repo.commits[1][1]["README.md"].decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("from dim_hf")]
+    exec(line)

@@ -183,7 +183,7 @@ def test_a_second_name_does_not_lead_outside(tmp_path):
     path = edited(
         write(tmp_path / "a.mhd"), ("ElementDataFile = a.raw", "ElementDataFile = a.raw\nElementDataFile = ../x")
     )
-    refused(path, "outside its folder")
+    refused(path, "more than once; write its header again")
     path = edited(write(tmp_path / "b.nhdr"), ("data file: b.raw", "data file: b.raw\ndatafile: ../x"))
     refused(path, "outside its folder")
 
@@ -303,3 +303,23 @@ def test_a_wrong_size_of_the_packed_stream(tmp_path):
 def test_skips_of_packed_nrrd_are_refused(tmp_path):
     path = edited(write(tmp_path / "a.nrrd", compressed=True), ("encoding: gzip", "encoding: gzip\nbyte skip: 4"))
     refused(path, "has an encoding that is not read here")
+
+
+_MHD = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
+_NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("a.mhd", _MHD + "Comment = ElementDataFile = LOCAL\nElementDataFile = /etc/hostname\n"),
+        ("a.mhd", "Comment = x\rElementDataFile = /etc/hostname\n" + _MHD + "ElementDataFile = LOCAL\n"),
+        ("a.nhdr", _NRRD + "# c\rdata file: /etc/hostname\n"),
+        ("a.nhdr", _NRRD + "# padding\n" * 20_000 + "data file: /etc/hostname\n"),
+    ],
+)
+def test_a_header_cannot_smuggle_another_file(tmp_path, name, header):
+    path = tmp_path / name
+    path.write_bytes(header.encode() + bytes(8))
+    with pytest.raises(ValueError, match=name):
+        read_volume(path)

@@ -355,3 +355,11 @@ def test_processes_find_what_threads_find(good, monkeypatch):
     )
     assert here == there
     assert here["counts"]["error"] == 1
+
+
+def test_a_picture_of_another_format_is_not_opened_whatever_its_name(good, tmp_path):
+    """Some decoders run programs: a PostScript file named .png would start Ghostscript."""
+    Path(good[0][0]).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    Image.fromarray(np.zeros((8, 10), np.uint8)).save(tmp_path / "x.gif")
+    Path(good[1][0]).write_bytes((tmp_path / "x.gif").read_bytes())
+    assert codes(diagnose(good)) == ["unreadable-file", "unreadable-file"]

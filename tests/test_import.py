@@ -405,3 +405,16 @@ def test_appending_needs_and_keeps_the_description(tmp_path):
     third = write_site(tmp_path / "three", "c")
     with pytest.raises(ValueError, match=r"has no dim_dataset\.json beside it"):
         import_dataset(ImportJob("folders", third, out, append=True), progress=False)
+
+
+def test_a_folder_of_the_users_is_never_replaced(tmp_path):
+    out = tmp_path / "out"
+    import_dataset(ImportJob("folders", write_site(tmp_path / "one", "a"), out), progress=False)
+    own = out / "scans" / "0.png"
+    write_picture(own, np.zeros((4, 4), np.uint8))
+    with pytest.raises(ValueError, match="scans is there already"):
+        import_dataset(ImportJob("folders", write_site(tmp_path / "two", "scans"), out, append=True), progress=False)
+    assert own.exists()
+    (out / "scans" / ".unfinished").touch()  # as a kill between publishing and the manifest leaves it
+    import_dataset(ImportJob("folders", tmp_path / "two", out, append=True), progress=False)
+    assert not list(out.rglob(".unfinished"))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _PAGED_FORMATS = ("PNG", "TIFF")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _WIDE_MODES = {"1": 1, "I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16, "I": 32, "F": 32}
@@ -150,7 +150,7 @@ def _opened(path: str | os.PathLike, max_pixels: int | None = None) -> "Iterator
     if not os.path.isfile(path):
         raise ValueError(f"{path} is missing or no file; correct the path")
     try:
-        with PIL.Image.open(path, formats=_FORMATS) as image:
+        with PIL.Image.open(path, formats=FORMATS) as image:
             if max_pixels is not None:
                 check_shape(image.size, max_pixels, path)
                 _refuse_pages(image, path)
@@ -160,7 +160,7 @@ def _opened(path: str | os.PathLike, max_pixels: int | None = None) -> "Iterator
         raise ValueError(f"{path} is too large ({error}); cut it or reduce its resolution") from error
     except PIL.UnidentifiedImageError as error:
         raise ValueError(
-            f"{path} is not an image of the formats {', '.join(_FORMATS)}; copy the file again or convert it"
+            f"{path} is not an image of the formats {', '.join(FORMATS)}; copy the file again or convert it"
         ) from error
     except ValueError as error:
         if str(path) in str(error):

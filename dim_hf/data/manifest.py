@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dim_hf.data.limits import MAX_FILES
 from dim_hf.data.rows import COLUMNS, SPLITS, TYPED_COLUMNS, row_features
 from dim_hf.data.volumes.volume import is_volume_file
 
@@ -20,6 +22,7 @@ REQUIRED = ("image", "domain")
 _PATHS = ("image", "label")
 _MEANT = ("mask", "masks", "labels", "segmentation", "Mask", "Labels")
 _EXAMPLE = "image,label,domain,patient,split\nscans/a.png,masks/a.png,hospital_1,patient_7,train"
+_MAX_COLUMNS = 1000
 _MAX_FIELD = 2**17  # characters of a CSV field: longer ones are no manifest
 
 
@@ -145,7 +148,9 @@ def _check_separator(header: list[str], path: Path) -> None:
 
 
 def _check_header(header: list[str], path: Path) -> None:
-    twice = sorted({name for name in header if header.count(name) > 1})
+    if len(header) > _MAX_COLUMNS:
+        raise ValueError(f"{path} has {len(header)} columns, more than the limit of {_MAX_COLUMNS}; remove some")
+    twice = sorted(name for name, count in Counter(header).items() if count > 1)
     if twice:
         raise ValueError(f"{path} has the columns {twice} twice; rename or remove one of each")
 
@@ -159,16 +164,19 @@ def _parse(column: str, text: str, where: str) -> Any:
         if isinstance(feature, datasets.List):
             return [float(number) for number in json.loads(text)]
         number = float(text)
-        if not number.is_integer():
+        if not number.is_integer() or abs(number) >= 2**63:
             raise ValueError(text)
         return int(number)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         kind = "a list of numbers like [0.5, 0.5]" if isinstance(feature, datasets.List) else "a whole number"
         raise ValueError(f"{where}: {column} is {text!r}; write {kind} or leave it empty") from error
 
 
 def _read_parquet(path: Path) -> dict[str, list]:
     try:
+        rows = pq.ParquetFile(path).metadata.num_rows
+        if rows > MAX_FILES:
+            raise ValueError(f"{path} has {rows} rows, more than the limit of {MAX_FILES}; split it")
         table = pq.read_table(path, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as parquet ({error}); write it again") from error

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dim_hf.data.doctor.findings import Problem
+from dim_hf.data.images import FORMATS
 
 _LARGE = 2**25  # voxels; two of such at a time, so that threads do not fill the memory
 _large_files = threading.BoundedSemaphore(2)
@@ -108,7 +109,7 @@ def _read_picture(value: dict, column: str, max_pixels: int) -> Content:
 
     source = value["path"] if value["bytes"] is None else BytesIO(value["bytes"])
     try:
-        with PIL.Image.open(source) as image:
+        with PIL.Image.open(source, formats=FORMATS) as image:
             check_size(image.size, max_pixels)
             problems = tuple(_oddities(image, column))
             has_alpha = image.mode in _ALPHA_MODES

@@ -1,11 +1,14 @@
 """Loads a data set of the Hub, whoever pushed it: parquet of the repository, and nothing else."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.compute as pc
+import yaml
 from datasets.features.features import require_storage_embed
 from huggingface_hub import snapshot_download
 
@@ -16,6 +19,9 @@ from dim_hf.data.rows import COLUMNS, SPLITS, require_columns
 _SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                 "val": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
 _PIXELS = (datasets.Image, datasets.Nifti, datasets.Array2D, datasets.Array3D, datasets.Array4D)
+_MAX_README = 2**20
+_CONFIG_NAME = re.compile(r"[A-Za-z0-9_-][\w.-]*", re.ASCII)
+_ELSEWHERE = re.compile(r"^[/~\\]|://|::|(^|[/\\])\.\.([/\\]|$)")
 
 
 def load_hub_dataset(
@@ -59,12 +65,57 @@ def load_hub_dataset(
             cache_dir=cache_dir and f"{cache_dir}/hub",
             allow_patterns=["*.parquet", "README.md", FILE_NAME],
         )
+    _check_readme(Path(folder) / "README.md", where)
     loaded = _load_parquet(Path(folder), where, cache_dir and f"{cache_dir}/datasets")
     only_train = {split for _, split, _ in loaded} == {"train"}
     parts = [_completed(rows, config, "" if only_train else split, where) for config, split, rows in loaded]
     rows = _concatenated(parts, where)
     beside = Path(folder) / FILE_NAME
     return rows, read_description(beside) if beside.is_file() else None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, which can make a kilobyte into gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
+def _check_readme(readme: Path, where: str) -> None:
+    """Refuse a front matter that names data elsewhere before `datasets` follows it: addresses, other folders."""
+    if not readme.is_file():
+        return
+    try:
+        if readme.stat().st_size > _MAX_README:
+            raise ValueError(f"its README has more than {_MAX_README} bytes")
+        parts = readme.read_text(encoding="utf-8").split("---\n", 2)
+        front = yaml.load(parts[1], Loader=_PlainLoader) if len(parts) == 3 and not parts[0].strip() else {}
+        configs = front.get("configs") or [] if isinstance(front, dict) else []
+        for config in configs:
+            if not _CONFIG_NAME.fullmatch(str(config.get("config_name", "default"))):
+                raise ValueError(f"its README has the configuration name {config['config_name']!r}")
+            for pattern in _texts_in([config.get("data_files"), config.get("data_dir")]):
+                if _ELSEWHERE.search(pattern):
+                    raise ValueError(f"its README names {pattern!r} as data")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, RecursionError) as error:
+        problem = f"its README cannot be read ({first_line(error)})"
+        raise ValueError(f"{where}: {problem}; only parquet files of the repository are read") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}; only parquet files of the repository are read") from error
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """All texts of nested lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts_in(part)
 
 
 def _load_parquet(folder: Path, where: str, cache_dir: str | None) -> list[tuple[str, str, datasets.Dataset]]:

@@ -14,7 +14,7 @@ from dim_hf.data.archives import is_archive, unpack
 from dim_hf.data.description import FILE_NAME, DatasetDescription, read_description, write_description
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.importers.registry import LAYOUTS
-from dim_hf.data.importers.staging import check_target, publish, staged
+from dim_hf.data.importers.staging import check_target, publish, refuse_taken, staged
 from dim_hf.data.importers.writer import WriteOptions, domain_folder, safe_name, write_case
 from dim_hf.data.manifest import columns_of, find_manifest, read_manifest, relative_path, write_manifest
 from dim_hf.data.parallel import parallel_map
@@ -89,6 +89,7 @@ def import_dataset(job: ImportJob, *, progress: bool = True) -> Path:
             found = _find(layout, source, job)
             _check_cases(found, earlier, job)
             cases = _with_fixed_split(found.cases, split) if split else found.cases
+            refuse_taken(job.target, sorted({domain_folder(case.domain) for case in cases}))
             _joined(earlier, _description(found, [], split, job), job)  # whatever is wrong is said before the work
             rows, notes = _write_cases(cases, staging, job, progress)
         rows = _with_drawn_test(rows, job)

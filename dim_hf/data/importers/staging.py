@@ -11,6 +11,7 @@ from dim_hf.data.manifest import find_manifest
 
 _STAGING = ".importing"
 _OWNER = ".owner"
+_UNFINISHED = ".unfinished"  # in a published folder until the manifest names it
 
 
 def check_target(source: Path, target: Path, *, append: bool) -> None:
@@ -90,14 +91,15 @@ def publish(staging: Path, target: Path, domains: list[str], files: list[str]) -
 
     Args:
         staging: Holds everything that is named.
-        target: On the same file system; folders of equal name are left-overs of an interrupted import there, since no
-            manifest names them, and are replaced.
+        target: On the same file system; left-overs of an interrupted import there are replaced.
         domains: Names of the folders.
         files: Names of the files, the manifest last.
     """
+    refuse_taken(target, domains)
     for domain in domains:
+        (staging / domain / _UNFINISHED).touch()
         for part in (staging / domain).iterdir():
-            if not any(part.iterdir()):
+            if part.is_dir() and not any(part.iterdir()):
                 part.rmdir()
         if (target / domain).exists():
             shutil.rmtree(target / domain)
@@ -106,3 +108,21 @@ def publish(staging: Path, target: Path, domains: list[str], files: list[str]) -
         with (staging / name).open("rb") as file:
             os.fsync(file.fileno())
         (staging / name).replace(target / name)
+    for domain in domains:
+        (target / domain / _UNFINISHED).unlink()
+
+
+def refuse_taken(target: Path, domains: list[str]) -> None:
+    """Refuse folders that hold something which no interrupted import left.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for domain in domains:
+        folder = target / domain
+        if folder.exists() and not (folder / _UNFINISHED).is_file() and not (folder.is_dir() and _is_empty(folder)):
+            raise ValueError(f"{folder} is there already and no import left it; rename it, or choose another OUT")
+
+
+def _is_empty(folder: Path) -> bool:
+    return not any(folder.iterdir())

@@ -154,16 +154,25 @@ def _text(path: Path) -> str:
 
 def _meta_data(path: Path) -> _DataFile:
     text = _text(path)
-    lines = list(re.finditer(r"ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)(\r?\n)?", text, re.IGNORECASE))
+    lines = list(
+        re.finditer(r"^[ \t]*ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)(\r?\n)?", text, re.IGNORECASE | re.MULTILINE)
+    )
     if not lines:
         raise ValueError(f"{path} is no MetaImage (it has no ElementDataFile); copy the file again or convert it")
+    # The library may take another mention, or another end of a line, than is checked here.
+    if len(re.findall("ElementDataFile", text, re.IGNORECASE)) > 1:
+        raise ValueError(f"{path} names ElementDataFile more than once; write its header again")
+    _refuse_odd_line_ends(path, text[: lines[0].end()])
     size = re.search(r"^\s*CompressedDataSize\s*[=:]\s*(\d+)", text, re.MULTILINE)
     length = int(size.group(1)) if size else None
     if lines[0].group(1).strip() == "LOCAL":
         return _DataFile(path, _meta_ratio(text), lines[0].end(), length)
-    # Every occurrence is checked, should the library take another one than the first.
-    data_files = [_beside(path, line.group(1).strip()) for line in lines]
-    return _DataFile(data_files[0], _meta_ratio(text), 0, length)
+    return _DataFile(_beside(path, lines[0].group(1).strip()), _meta_ratio(text), 0, length)
+
+
+def _refuse_odd_line_ends(path: Path, header: str) -> None:
+    if "\0" in header or re.search(r"\r(?!\n)", header):
+        raise ValueError(f"{path} has a header with odd line ends; write it again")
 
 
 def _meta_ratio(text: str) -> int:
@@ -175,9 +184,12 @@ def _meta_ratio(text: str) -> int:
 def _nrrd_data(path: Path) -> _DataFile:
     text = _text(path)
     end = re.search(r"\r?\n\r?\n", text)
+    if end is None and len(text) >= _TEXT_BYTES:
+        raise ValueError(f"{path} has a header of more than {_TEXT_BYTES} bytes; write it again without comments")
     text = text[: end.start()] if end else text
     if not text.startswith("NRRD"):
         raise ValueError(f"{path} is no NRRD file; copy the file again or convert it")
+    _refuse_odd_line_ends(path, text)
     encoding = re.search(r"^encoding:[ \t]*(\w+)", text, re.MULTILINE | re.IGNORECASE)
     ratio = _NRRD_RATIOS.get(encoding.group(1).lower() if encoding else "")
     skips = re.search(r"^(line|byte) ?skip:", text, re.MULTILINE | re.IGNORECASE)
