@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from dim_hf.cli import main
+from dim_hf.data.checks import find_faults
 from dim_hf.data.description import read_description
 from dim_hf.data.importers.cases import ImportOptions
 from dim_hf.data.importers.importing import ImportJob, import_dataset
@@ -418,3 +419,20 @@ def test_a_folder_of_the_users_is_never_replaced(tmp_path):
     (out / "scans" / ".unfinished").touch()  # as a kill between publishing and the manifest leaves it
     import_dataset(ImportJob("folders", tmp_path / "two", out, append=True), progress=False)
     assert not list(out.rglob(".unfinished"))
+
+
+@pytest.mark.parametrize("odd", ["meters", "unpacked", "five axes"])
+def test_nifti_files_that_mean_more_than_their_bytes_are_rewritten(tmp_path, odd):
+    source = write_volumes(tmp_path / "src", count=1)
+    file = source / "hospital" / "images" / "c0.nii.gz"
+    volume = read_volume(file)
+    image = nibabel.Nifti1Image(volume.array.reshape(volume.array.shape + (1,) * 2 * (odd == "five axes")), OBLIQUE)
+    if odd == "meters":
+        image = nibabel.Nifti1Image(volume.array, np.diag([1e-3, 1e-3, 1e-3, 1]) @ OBLIQUE)
+        image.header.set_xyzt_units("meter")
+    image.to_filename(tmp_path / "x.nii" if odd == "unpacked" else file)
+    if odd == "unpacked":
+        (tmp_path / "x.nii").replace(file)
+    rows = read_manifest(import_dataset(ImportJob("folders", source, tmp_path / "out"), progress=False))
+    np.testing.assert_allclose(rows[0]["image"].affine, OBLIQUE, atol=1e-4)
+    assert find_faults(rows, 2, progress=False) == []

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from dim_hf.data.importers.h5 import SSL4MIS_H5
+from dim_hf.data.importers.cases import ImportOptions
+from dim_hf.data.importers.h5 import SSL4MIS_H5, find_h5
 from tests.volume_trees import SHAPE, found, refused, unreadable
 
 h5py = pytest.importorskip("h5py")
@@ -198,3 +199,13 @@ def test_unlabeled_h5(tmp_path):
     image, label = result.cases[0].read()
     assert (image.array.dtype, label) == (np.float32, None)
     assert "no list" in result.split_rule
+
+
+def test_an_array_that_is_promised_and_not_stored_is_refused(tmp_path):
+    folder = tmp_path / "case"
+    folder.mkdir()
+    with h5py.File(folder / "mri_norm2.h5", "w") as file:
+        file.create_dataset("image", (512, 512, 64), "float32", chunks=(64, 64, 8), fillvalue=1.0)
+    (case,) = find_h5(tmp_path, ImportOptions()).cases
+    with pytest.raises(ValueError, match=r"mri_norm2\.h5.*stores 0 bytes"):
+        case.read()

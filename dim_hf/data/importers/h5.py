@@ -13,7 +13,7 @@ import numpy as np
 from dim_hf.data.archives import walk
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout, Pixels
 from dim_hf.data.importers.finding import relative, remap
-from dim_hf.data.limits import MAX_PIXELS, MAX_VOXELS, check_shape
+from dim_hf.data.limits import MAX_DEFLATE_RATIO, MAX_PIXELS, MAX_VOXELS, check_shape
 from dim_hf.data.volumes.header import require
 from dim_hf.data.volumes.volume import Volume
 
@@ -262,6 +262,9 @@ def _array(source: Any, key: str, ndim: int, path: Path) -> np.ndarray | None:
     check_shape(data.shape, limit, path)
     if data.chunks:  # a whole chunk is decompressed even where the array is smaller
         check_shape(data.chunks, limit, path)
+    stored = data.id.get_storage_size()
+    if data.size * data.dtype.itemsize > MAX_DEFLATE_RATIO * max(stored, 1):
+        raise ValueError(f"{path}: {key!r} promises {data.shape} values, but stores {stored} bytes; write it again")
     return data[()]
 
 

@@ -1,6 +1,8 @@
 """Reads folders of volumes whose masks lie beside them: the prostate collections SAML and PROMISE12."""
 
+import gzip
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,9 +46,25 @@ def read_pair(
     return volume, Volume(remap(mask.array, label_values, label), mask.affine)
 
 
+_HEADER_BYTES = 348  # of NIfTI-1
+_UNKNOWN_UNIT, _MILLIMETERS = 0, 2  # of xyzt_units
+
+
 def copies(image: Path) -> bool:
-    """Whether the file is NIfTI, so that a manifest can hold it as it is."""
-    return image.name.lower().endswith(NIFTI)
+    """Whether a manifest can hold the file as it is: plain NIfTI of 3 axes in mm, packed if its name says so."""
+    if not image.name.lower().endswith(NIFTI):
+        return False
+    is_gz = image.name.lower().endswith(".gz")
+    try:
+        with (gzip.open if is_gz else open)(image, "rb") as file:
+            head = file.read(_HEADER_BYTES)  # not by a library, which would follow what the header promises
+    except (OSError, EOFError):
+        return False  # reading the case will say what is wrong
+    if len(head) < _HEADER_BYTES or head[344:347] != b"n+1":
+        return False
+    order = "<" if int.from_bytes(head[:4], "little") == _HEADER_BYTES else ">"
+    (axes,) = struct.unpack(f"{order}h", head[40:42])
+    return axes == 3 and head[123] & 7 in (_UNKNOWN_UNIT, _MILLIMETERS)
 
 
 def pair_up(paths: Sequence[Path]) -> list[tuple[Path, Path | None]]:
