@@ -52,38 +52,37 @@ def check_finite_gradient(parameters: Iterable[nn.Parameter]) -> None:
         raise NonFiniteGradientError("the gradient holds an infinity or NaN")
 
 
-def ascent_perturbation(
-    parameters: list[Tensor], gradients: list[Tensor], rho: float, *, adaptive: bool = False, eta: float = 0.01
-) -> list[Tensor]:
-    """The first-order worst direction within radius ρ around the weights.
+def turn_into_perturbation(
+    gradients: list[Tensor], parameters: list[Tensor], rho: float, *, adaptive: bool = False, eta: float = 0.01
+) -> Tensor:
+    """Turn a gradient, in its own memory, into the first-order worst direction within radius ρ around the weights.
 
     SAM: ε = ρ g / ‖g‖₂ (arXiv 2010.01412, eq. 2). ASAM: ε = ρ T² g / ‖T g‖₂ with the
     elementwise operator T = |θ| + η (arXiv 2102.11600, eq. 8). Both are unchanged when g is
     multiplied by a positive number, so a gradient scaler's factor need not be removed first.
 
     Args:
-        parameters: weights θ, any shapes.
-        gradients: g, the gradient of the ascent objective at θ, one tensor for each weight.
+        gradients: g, the gradient of the ascent objective at θ; overwritten by ε, one tensor for each weight: zero
+            where the gradient is zero everywhere (a flat point has no worst direction), not finite where it is not.
+        parameters: weights θ, of the same shapes; read by ASAM only.
         rho: radius ρ > 0 of the neighbourhood, in the units of the weights (SAM) or relative to
             them (ASAM).
         adaptive: ASAM instead of SAM.
         eta: η ≥ 0 of ASAM: keeps weights near zero movable.
 
     Returns:
-        The perturbation, one tensor for each weight: zero where the gradient is zero everywhere
-        (a flat point has no worst direction), not finite where the gradient is not.
+        ‖ε‖₂, a scalar tensor.
     """
+    operators = torch._foreach_add(torch._foreach_abs(parameters), eta) if adaptive else None
     if adaptive:
-        operators = torch._foreach_add(torch._foreach_abs(parameters), eta)
-        scaled = torch._foreach_mul(operators, gradients)
-        norm = global_norm(scaled)
-        directions = torch._foreach_mul(operators, scaled)
-    else:
-        norm = global_norm(gradients)
-        directions = gradients
+        torch._foreach_mul_(gradients, operators)
+    norm = global_norm(gradients)
+    if adaptive:
+        torch._foreach_mul_(gradients, operators)
     # A tensor factor keeps the step free of a device-to-host copy.
     factor = torch.where(norm == 0, torch.zeros_like(norm), rho / norm)
-    return list(torch._foreach_mul(directions, factor.to(gradients[0].dtype)))
+    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+    return global_norm(gradients) if adaptive else factor * norm
 
 
 @contextmanager
@@ -92,9 +91,9 @@ def perturbed_parameters(
 ) -> Iterator[Tensor]:
     """Move the weights to θ + ε inside the block and back to exactly θ after it.
 
-    The gradient of the ascent objective is read from `.grad` on entry and cleared, so that the
-    block's backward pass leaves the gradient at θ + ε alone. The weights come back from a saved
-    copy, also when the block raises: adding and then subtracting ε would not return the same bits.
+    The gradient of the ascent objective is taken from `.grad` on entry (its memory becomes the perturbation and is
+    then freed), so that the block's backward pass leaves the gradient at θ + ε alone. The weights come back from a
+    saved copy, also when the block raises: adding and then subtracting ε would not return the same bits.
 
     Args:
         parameters: the weights to perturb; those without a gradient stay where they are.
@@ -117,12 +116,13 @@ def perturbed_parameters(
         raise ValueError("no parameter has a gradient: run the ascent pass's backward first")
     check_finite_gradient(with_gradient)
     weights = [p.detach() for p in with_gradient]
-    perturbation = ascent_perturbation(weights, [p.grad for p in with_gradient], rho, adaptive=adaptive, eta=eta)
+    gradients = [p.grad for p in with_gradient]
+    length = turn_into_perturbation(gradients, weights, rho, adaptive=adaptive, eta=eta)
+    # The one copy that a sharpness-aware step costs: the perturbation lies where the gradient lay.
     saved = torch._foreach_clone(weights)
     try:
-        torch._foreach_add_(weights, perturbation)
-        length = global_norm(perturbation)
-        del perturbation
+        torch._foreach_add_(weights, gradients)
+        del gradients
         for p in with_gradient:
             p.grad = None
         yield length

@@ -199,7 +199,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, estimator):
         assert states_equal(whole.model, resumed.model)
         assert states_equal(whole.teacher, resumed.teacher)
         if estimator == "variational":
-            assert states_equal(whole.critic.critic, resumed.critic.critic)
+            assert states_equal(whole.objective.critic.critic, resumed.objective.critic.critic)
 
 
 def test_teacher_of_a_checkpoint_loads_by_itself(tmp_path):

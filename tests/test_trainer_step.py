@@ -7,8 +7,10 @@ import torch
 from torch.func import functional_call
 from transformers import Trainer
 
+from dim_hf.augmentations.mixing import MixingBoxes
 from dim_hf.losses import consistency_loss, supervised_loss
 from dim_hf.trainer.dim_trainer import DimTrainer
+from dim_hf.trainer.views import StepInputs
 from tests.references import two_pass_step as by_hand
 from tests.tiny import TinyImages, tiny_arguments, tiny_model, tiny_trainer
 
@@ -23,6 +25,22 @@ class Recording(DimTrainer):
     def _open_window(self, batches):
         super()._open_window(batches)
         self.__dict__.setdefault("windows", []).append([copy.copy(b.inputs) for b in self._window.micro_batches])
+
+
+def gradient_function(model):
+    """The gradient of L_sup + L_con for any weights and inputs, by torch.func: no Trainer, no divergence."""
+    names = [name for name, _ in model.named_parameters()]
+    network = copy.deepcopy(model).train()
+
+    def gradient(values, inputs):
+        values = [v.clone().requires_grad_() for v in values]
+        output = functional_call(network, dict(zip(names, values, strict=True)), (inputs.pixel_values.double(),))
+        labeled, unlabeled = inputs.separate(output.logits)
+        loss = supervised_loss(labeled, inputs.labels)
+        loss = loss + consistency_loss(unlabeled, inputs.pseudo_labels, inputs.pseudo_label_mask)
+        return torch.autograd.grad(loss, values)
+
+    return gradient
 
 
 @pytest.mark.parametrize("adaptive", [False, True], ids=["sam", "asam"])
@@ -42,19 +60,11 @@ def test_three_steps_equal_the_reference_by_hand(tmp_path, adaptive, optimizer):
     model = tiny_model().double()
     names = [name for name, _ in model.named_parameters()]
     weights = [p.detach().clone() for p in model.parameters()]
-    reference = copy.deepcopy(model).train()
+    gradient = gradient_function(model)
     trainer = tiny_trainer(tmp_path, model, trainer_class=Recording, **arguments)
     trainer.train()
     decayed = trainer.get_decay_parameter_names(model)
     assert set(decayed) < set(names)  # biases and scales are not decayed, weights are: both cases are met
-
-    def gradient(values, inputs):
-        values = [v.clone().requires_grad_() for v in values]
-        output = functional_call(reference, dict(zip(names, values, strict=True)), (inputs.pixel_values.double(),))
-        labeled, unlabeled = inputs.separate(output.logits)
-        loss = supervised_loss(labeled, inputs.labels)
-        loss = loss + consistency_loss(unlabeled, inputs.pseudo_labels, inputs.pseudo_label_mask)
-        return torch.autograd.grad(loss, values)
 
     states = {name: {} for name in names}
     for step, (inputs,) in enumerate(trainer.windows):
@@ -71,6 +81,66 @@ def test_three_steps_equal_the_reference_by_hand(tmp_path, adaptive, optimizer):
             weights[index] = update[0]
     expected = torch.cat([w.reshape(-1) for w in weights])
     assert torch.allclose(weights_of(model), expected, rtol=1e-9, atol=1e-11)
+
+
+PLAIN_SGD = {
+    "rho": 0.3,
+    "optim": "sgd",
+    "optim_args": None,
+    "learning_rate": 0.05,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "lr_scheduler_type": "constant",
+    "divergence_weight": 0.0,
+}
+
+
+def test_local_scope_perturbs_by_each_micro_batch_alone(tmp_path):
+    """m-sharpness: the mean, over micro-batches, of gradients at weights that each of them perturbed by itself."""
+    model = tiny_model().double()
+    weights = [p.detach().clone() for p in model.parameters()]
+    gradient = gradient_function(model)
+    settings = PLAIN_SGD | {"perturbation_scope": "local", "gradient_accumulation_steps": 2}
+    trainer = tiny_trainer(tmp_path, model, trainer_class=Recording, **settings)
+    trainer.train()
+    for window in trainer.windows:
+        assert len(window) == 2
+        descents = [gradient(by_hand.ascend(weights, gradient(weights, x), 0.3, False), x) for x in window]
+        weights = [w - 0.05 * (a + b) / 2 for w, a, b in zip(weights, *descents, strict=True)]
+    assert torch.allclose(weights_of(model), torch.cat([w.reshape(-1) for w in weights]), rtol=1e-9, atol=1e-11)
+
+
+def test_scopes_agree_on_one_micro_batch(tmp_path):
+    states = []
+    for scope in ("global", "local"):
+        trainer = tiny_trainer(tmp_path, tiny_model(norm="batch", dropout=0.3), rho=0.1, perturbation_scope=scope)
+        trainer.train()
+        states.append(trainer.model.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_ascent_on_a_part_of_the_batch(tmp_path, scope):
+    """The perturbation comes from the first half of each stream, the update from all images."""
+    model = tiny_model().double()
+    weights = [p.detach().clone() for p in model.parameters()]
+    gradient = gradient_function(model)
+    settings = PLAIN_SGD | {"ascent_fraction": 0.5, "perturbation_scope": scope, "cutmix_probability": 1.0}
+    sizes = {"labeled_batch_size": 3, "unlabeled_batch_size": 3}
+    trainer = tiny_trainer(tmp_path, model, trainer_class=Recording, **settings, **sizes)
+    trainer.train()
+    for (inputs,) in trainer.windows:
+        images = inputs.pixel_values
+        part = StepInputs(  # two of three: half, rounded up
+            torch.cat([images[:2], images[3:5]]),
+            inputs.labels[:2],
+            inputs.pseudo_labels[:2],
+            inputs.pseudo_label_mask[:2],
+            MixingBoxes(inputs.boxes.bounds[:2], inputs.boxes.spatial_shape),
+        )
+        descent = gradient(by_hand.ascend(weights, gradient(weights, part), 0.3, False), inputs)
+        weights = [w - 0.05 * g for w, g in zip(weights, descent, strict=True)]
+    assert torch.allclose(weights_of(model), torch.cat([w.reshape(-1) for w in weights]), rtol=1e-9, atol=1e-11)
 
 
 def test_rho_zero_is_the_plain_trainer_bit_for_bit(tmp_path):
@@ -198,16 +268,16 @@ def test_teacher_is_the_average_of_the_students(tmp_path):
 
 def test_critic_learns_and_stays_out_of_the_perturbation(tmp_path):
     trainer = tiny_trainer(tmp_path, divergence_estimator="variational", rho=0.1, max_steps=4)
-    critic = trainer.critic.critic
+    critic = trainer.objective.critic.critic
     before = [p.detach().clone() for p in critic.parameters()]
-    forward = trainer._forward_backward
+    forward = trainer._backward
     seen = []
 
-    def watch(model, batch, objective, *, observe):
+    def watch(*arguments, **options):
         seen.append([p.detach().clone() for p in critic.parameters()])
-        return forward(model, batch, objective, observe=observe)
+        return forward(*arguments, **options)
 
-    trainer._forward_backward = watch
+    trainer._backward = watch
     trainer.train()
     for first, second in zip(seen[::2], seen[1::2], strict=True):  # the passes of one step
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

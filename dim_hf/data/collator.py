@@ -35,10 +35,10 @@ def collate(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Te
 class TwoStreamCollator:
     """Stacks a batch of `TwoStreamDataset` samples, each stream into tensors of its own.
 
-    Called with samples that hold `stream`, `position`, `pixel_values` and, in the labeled stream, `labels`, it
-    returns `labeled_pixel_values` float32 (N, C, *S), `labels` int64 (N, *S), `labeled_positions` int64 (N,) and,
-    where the batch has unlabeled images, `unlabeled_pixel_values` float32 (M, C, *S) and `unlabeled_positions`
-    int64 (M,). The order within a stream is kept.
+    Called with samples that hold `stream`, `index`, `position`, `pixel_values` and, in the labeled stream, `labels`,
+    it returns `labeled_pixel_values` float32 (N, C, *S), `labels` int64 (N, *S), `labeled_positions` int64 (N,) and,
+    where the batch has unlabeled images, `unlabeled_pixel_values` float32 (M, C, *S), `unlabeled_positions` and
+    `unlabeled_indices` int64 (M,). The order within a stream is kept.
 
     Raises:
         ValueError: If the images of a stream differ in size, or there is no labeled one.
@@ -56,16 +56,17 @@ class TwoStreamCollator:
         batch = {
             "labeled_pixel_values": _stack(labeled, "pixel_values"),
             "labels": _stack(labeled, "labels").long(),
-            "labeled_positions": _positions(labeled),
+            "labeled_positions": _integers(labeled, "position"),
         }
         if unlabeled:
             batch["unlabeled_pixel_values"] = _stack(unlabeled, "pixel_values")
-            batch["unlabeled_positions"] = _positions(unlabeled)
+            batch["unlabeled_positions"] = _integers(unlabeled, "position")
+            batch["unlabeled_indices"] = _integers(unlabeled, "index")
         return batch
 
 
-def _positions(samples: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    return torch.tensor([sample["position"] for sample in samples], dtype=torch.int64)
+def _integers(samples: Sequence[Mapping[str, Any]], key: str) -> torch.Tensor:
+    return torch.tensor([sample[key] for sample in samples], dtype=torch.int64)
 
 
 def _stack(samples: Sequence[Mapping[str, torch.Tensor]], key: str) -> torch.Tensor:

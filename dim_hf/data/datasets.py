@@ -154,7 +154,8 @@ class SegmentationDataset(Dataset):
 class TwoStreamDataset(Dataset):
     """Labeled and unlabeled samples by `SampleKey`.
 
-    An item is the sample of the key's stream with `stream` and `position` added; unlabeled ones have no `labels`.
+    An item is the sample of the key's stream with the key's `stream`, `index` and `position` added; unlabeled ones
+    have no `labels`.
 
     Args:
         labeled: Samples with `labels`.
@@ -179,7 +180,7 @@ class TwoStreamDataset(Dataset):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         pools = {LABELED: self.labeled, UNLABELED: self.unlabeled}
-        sample = {**pools[key.stream][key.index], "stream": key.stream, "position": key.position}
+        sample = {**pools[key.stream][key.index], **key._asdict()}
         if key.stream == UNLABELED:
             sample.pop("labels", None)
         return sample

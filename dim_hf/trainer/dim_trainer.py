@@ -11,22 +11,23 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
+from dim_hf.batch_norm import average_running_statistics, synchronize_batch_norm
 from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
-from dim_hf.data.sampler import TwoStreamBatchSampler
-from dim_hf.divergences import get_f_divergence
-from dim_hf.losses import LossTerms, consistency_loss, make_pseudo_labels, ramp_up, resize_logits, supervised_loss
+from dim_hf.losses import LossTerms, make_pseudo_labels, resize_logits
 from dim_hf.sharpness import (
     NonFiniteGradientError,
     check_finite_gradient,
     frozen_running_statistics,
     perturbed_parameters,
 )
-from dim_hf.trainer.critic_training import CriticTraining
+from dim_hf.trainer.collapse import CollapseAlarm
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
+from dim_hf.trainer.step_objective import StepObjective
+from dim_hf.trainer.streams import make_batch_sampler
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
 from dim_hf.trainer.views import StepInputs, ViewMaker
-from dim_hf.trainer.window import ClosedFormDivergence, Logits, MicroBatch, Window
+from dim_hf.trainer.window import Logits, MicroBatch, Window
 
 
 class _StepCallback(TrainerCallback):
@@ -39,6 +40,7 @@ class _StepCallback(TrainerCallback):
         self, args: DimTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.forget_unfinished_step()
+        self.trainer.share_teacher()
 
     def on_epoch_begin(
         self, args: DimTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,10 +92,15 @@ class DimTrainer(TeacherStudentTrainer):
         _check_launch(args)
         if getattr(model.config, "deep_supervision", False):
             raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
-        self.batch_sampler = _batch_sampler(args, labeled_dataset, unlabeled_dataset)
+        self.batch_sampler = make_batch_sampler(args, labeled_dataset, unlabeled_dataset)
+        if args.world_size > 1 and args.sync_batch_norm and args.perturbation_scope == "global":
+            model = synchronize_batch_norm(model, args.device)
         super().__init__(model, args, train_dataset=TwoStreamDataset(labeled_dataset, unlabeled_dataset), **kwargs)
         self.views = ViewMaker.from_arguments(args, getattr(model.config, "num_channels", 3))
-        self.critic, self.closed_form = self._make_divergence()
+        self.objective = StepObjective(
+            args, model.config.num_labels, self.compute_loss_context_manager, self._sum_over_processes
+        )
+        self.collapse_alarm = CollapseAlarm(getattr(unlabeled_dataset, "domains", None), self._sum_over_processes)
         self._batches: list[dict[str, Tensor]] = []
         self._window = Window()
         self._buffers: list[Tensor] = []
@@ -133,6 +140,8 @@ class DimTrainer(TeacherStudentTrainer):
     ) -> Tensor:
         """First pass on one micro-batch; after the step's last one, the second pass on all of them.
 
+        In the local scope, both passes on one micro-batch.
+
         Args:
             model: the student, wrapped for its processes.
             inputs: the next batch of those that `get_batch_samples` gave; alone, a step of its own.
@@ -144,26 +153,33 @@ class DimTrainer(TeacherStudentTrainer):
         model.train()
         if self._window.exhausted:
             self._open_window(self._batches or [inputs])
-        two_pass = self._takes_two_passes()
-        objective = self.args.ascent_objective if two_pass else "total"
-        loss = self._forward_backward(model, self._window.next(), objective, observe=True)
+            self.objective.share_masses(self.model, self._window.first_pass)
+        first, full = self._window.next()
+        if not self._takes_two_passes:
+            loss = self._first_pass(model, first, "total")
+        elif self.args.perturbation_scope == "local":
+            loss = self._both_passes(model, first, full)
+        else:
+            loss = self._first_pass(model, first, self.args.ascent_objective)
         if self._window.exhausted:
-            self._finish_gradient(model, two_pass)
+            self._finish_gradient(model)
         return loss
 
+    @property
     def _takes_two_passes(self) -> bool:
         return self.args.rho > 0 and self.state.global_step % self.args.sam_every == 0
 
     def _open_window(self, batches: list[dict[str, Tensor]]) -> None:
         # Copies to return to, should this step be abandoned after the running statistics moved.
         self._buffers = [buffer.clone() for buffer in self.model.buffers()]
-        self._window = Window([MicroBatch(self._step_inputs(self._prepare_inputs(batch))) for batch in batches])
+        full = [MicroBatch(self._step_inputs(self._prepare_inputs(batch))) for batch in batches]
+        fraction = self.args.ascent_fraction if self._takes_two_passes else 1.0
+        self._window = Window(full, [micro_batch.part(fraction) for micro_batch in full])
         self._batches = []
-        self._share_masses()
 
-    def _finish_gradient(self, model: nn.Module, two_pass: bool) -> None:
+    def _finish_gradient(self, model: nn.Module) -> None:
         try:
-            if two_pass:
+            if self._takes_two_passes and self.args.perturbation_scope == "global":
                 self._second_pass(model)
             check_finite_gradient(self.model.parameters())
         except NonFiniteGradientError:
@@ -171,75 +187,75 @@ class DimTrainer(TeacherStudentTrainer):
 
     def _second_pass(self, model: nn.Module) -> None:
         """Replace the accumulated gradient by the total's gradient at the perturbed weights."""
-        perturbation = perturbed_parameters(
-            self.model.parameters(), self.args.rho, adaptive=self.args.adaptive, eta=self.args.adaptive_eta
-        )
-        with perturbation as norm, frozen_running_statistics(self.model):
-            self.meters.update({"perturbation_norm": norm})
-            self._share_masses()
-            micro_batches = self._window.micro_batches
+        micro_batches = self._window.micro_batches
+        with self._perturbed_weights():
+            self.objective.share_masses(self.model, micro_batches)
             for micro_batch in micro_batches:
                 last = micro_batch is micro_batches[-1]
                 with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    self._forward_backward(model, micro_batch, "total", observe=False)
+                    self._backward(model, micro_batch, "total")
 
-    def _forward_backward(self, model: nn.Module, batch: MicroBatch, objective: str, *, observe: bool) -> Tensor:
-        """Add the gradient of one micro-batch; returns the total loss, divided by the micro-batches of the step."""
-        logits = self._forward(model, batch)
+    def _both_passes(self, model: nn.Module, first: MicroBatch, full: MicroBatch) -> Tensor:
+        """Add the total's gradient at weights that this micro-batch alone perturbed, on this process alone."""
+        earlier = [parameter.grad for parameter in self.model.parameters()]
+        self.model.zero_grad(set_to_none=True)
+        with self.accelerator.no_sync(model):
+            loss = self._first_pass(model, first, self.args.ascent_objective)
+        try:
+            with self._perturbed_weights():
+                # Before the backward pass, since that sums over processes whatever lies there.
+                self._put_gradients(earlier)
+                self._backward(model, full, "total")
+        except NonFiniteGradientError:
+            # The other processes do not know, and wait for a gradient: one that makes all of them abandon the step.
+            self._put_gradients(earlier)
+            self._backward(model, full, "total", factor=math.nan)
+        return loss
+
+    def _put_gradients(self, gradients: list[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+
+    @contextlib.contextmanager
+    def _perturbed_weights(self) -> Iterator[None]:
+        args = self.args
+        perturbation = perturbed_parameters(
+            self.model.parameters(), args.rho, adaptive=args.adaptive, eta=args.adaptive_eta
+        )
+        with perturbation as length, frozen_running_statistics(self.model):
+            self.meters.update({"perturbation_norm": length})
+            yield
+
+    def _first_pass(self, model: nn.Module, batch: MicroBatch, objective: str) -> Tensor:
+        """Add the gradient at the unperturbed weights, and measure; returns the total loss, its share of the step."""
+        logits, terms = self._backward(model, batch, objective)
+        self.meters.update(terms.detached() | batch.inputs.measurements(logits[1]))
+        self.collapse_alarm.observe(batch.inputs, logits[0])
+        if self.objective.critic is not None:
+            self.objective.critic.accumulate(*logits, self._window.share)
+        return terms.total(*self._term_weights).detach() * self._window.share
+
+    def _backward(
+        self, model: nn.Module, batch: MicroBatch, objective: str, factor: float = 1.0
+    ) -> tuple[Logits, LossTerms]:
+        """Add the gradient of one micro-batch's share of the objective, times a factor."""
+        logits = self.objective.logits(model, batch)
         terms = self._loss_terms(batch, logits)
-        share = 1 / len(self._window.micro_batches)
-        rise = ramp_up(self.state.global_step, round(self.args.rampup_ratio * self.state.max_steps))
-        weights = (rise * self.args.consistency_weight, rise * self.args.divergence_weight)
-        self.accelerator.backward(terms.ascent(objective, *weights) * share)
-        if observe:
-            self.meters.update(terms.detached() | batch.inputs.measurements(logits[1]))
-            if self.critic is not None:
-                self.critic.accumulate(*logits, share)
-        return terms.total(*weights).detach() * share
-
-    def _forward(self, model: nn.Module, batch: MicroBatch) -> Logits:
-        inputs = batch.inputs
-        with batch.drawing(self.args.device), self.compute_loss_context_manager():
-            logits = model(pixel_values=inputs.pixel_values.to(self.model.dtype)).logits
-        return inputs.separate(resize_logits(logits, inputs.labels.shape[1:]))
+        # A loss that is not finite spoils the gradient even where its own gradient is finite, so that every process
+        # learns of it from the gradient that they share.
+        total = terms.total(*self._term_weights).detach()
+        spoiled = torch.where(torch.isfinite(total), 1.0, math.nan).to(total.dtype)
+        self.accelerator.backward(
+            terms.ascent(objective, *self._term_weights) * (self._window.share * factor) * spoiled
+        )
+        return logits, terms
 
     def _loss_terms(self, batch: MicroBatch, logits: Logits) -> LossTerms:
-        labeled, unlabeled = logits
-        consistency = divergence = labeled.new_zeros(())
-        if unlabeled is not None and self.args.consistency_weight > 0:
-            consistency = consistency_loss(unlabeled, batch.inputs.pseudo_labels, batch.inputs.pseudo_label_mask)
-        if self.critic is not None:
-            divergence = self.critic.divergence(labeled, unlabeled)
-        elif self.closed_form is not None:
-            parts = len(self._window.micro_batches) * self.args.world_size
-            divergence = self.closed_form.value(logits, batch.rest, parts)
-        return LossTerms(supervised_loss(labeled, batch.inputs.labels), consistency, divergence)
+        return self.objective.terms(logits, batch, len(self._window.micro_batches))
 
-    def _make_divergence(self) -> tuple[CriticTraining | None, ClosedFormDivergence | None]:
-        """The estimator that the arguments ask for; neither where the term is off."""
-        args = self.args
-        if args.divergence_weight == 0:
-            return None, None
-        f_divergence = get_f_divergence(args.f_divergence, args.divergence_alpha)
-        if args.divergence_estimator != "variational":
-            grid_size = 1 if args.divergence_estimator == "marginal" else args.divergence_grid_size
-            return None, ClosedFormDivergence(f_divergence, grid_size)
-        sizes = (self.model.config.num_labels, args.critic_hidden_size)
-        return CriticTraining(f_divergence, *sizes, args.critic_learning_rate, args.device), None
-
-    @torch.no_grad()
-    def _share_masses(self) -> None:
-        """Where several micro-batches or processes make one step, let each know the class masses of the others.
-
-        This costs a forward pass without gradient for each micro-batch and pass; one batch on one
-        process needs none.
-        """
-        if self.closed_form is None or len(self._window.micro_batches) * self.args.world_size == 1:
-            return
-        self.model.train()
-        with frozen_running_statistics(self.model):
-            masses = [self.closed_form.masses(self._forward(self.model, b)) for b in self._window.micro_batches]
-        self._window.set_rests(masses, lambda total: self.accelerator.reduce(total, reduction="sum"))
+    @property
+    def _term_weights(self) -> tuple[float, float]:
+        return self.objective.weights(self.state.global_step, self.state.max_steps)
 
     def _abandon_step(self) -> None:
         """Leave weights, optimizer, running statistics and teacher as they were before this step."""
@@ -256,18 +272,30 @@ class DimTrainer(TeacherStudentTrainer):
         """Start anew after a training that was interrupted in the middle of a step."""
         self._window, self._batches, self._buffers = Window(), [], []
         self._abandoned = False
-        if self.critic is not None:
-            self.critic.discard()
+        if self.objective.critic is not None:
+            self.objective.critic.discard()
+
+    def share_teacher(self) -> None:
+        """Give all processes the first one's teacher, as DDP does with the student."""
+        if self.args.world_size > 1:
+            for tensor in self.teacher.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
 
     def finish_optimizer_step(self) -> None:
         """After the optimizer: the teacher and the critic follow, unless the step was abandoned."""
         stepped = not (self._abandoned or self.accelerator.optimizer_step_was_skipped)
         if stepped:
+            average_running_statistics(self.model)
             self.follow_student()
-        if self.critic is not None:
-            self.critic.step(self._mean_over_processes) if stepped else self.critic.discard()
+        critic = self.objective.critic
+        if critic is not None:
+            critic.step(self._mean_over_processes) if stepped else critic.discard()
         self._abandoned = False
         self._buffers = []
+        self.collapse_alarm.step_done(self.state.global_step + 1)
+
+    def _sum_over_processes(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="sum")
 
     # ---- views and the teacher's predictions
 
@@ -298,15 +326,19 @@ class DimTrainer(TeacherStudentTrainer):
 
     # ---- checkpoints
 
+    def training_summary(self) -> dict[str, Any]:
+        """What `TeacherStudentTrainer` says, and the warnings of the run."""
+        return super().training_summary() | {"warnings": self.collapse_alarm.messages}
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.critic is not None and self.args.should_save:
-            self.critic.save(Path(output_dir or self.args.output_dir))
+        if self.objective.critic is not None and self.args.should_save:
+            self.objective.critic.save(Path(output_dir or self.args.output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.critic is not None and checkpoint is not None:
-            self.critic.load(Path(checkpoint))
+        if self.objective.critic is not None and checkpoint is not None:
+            self.objective.critic.load(Path(checkpoint))
 
 
 def _check_launch(args: DimTrainingArguments) -> None:
@@ -317,39 +349,3 @@ def _check_launch(args: DimTrainingArguments) -> None:
         )
     if args.deepspeed:
         raise ValueError("DeepSpeed steps inside its backward pass, so a two-pass step cannot be made of it: use DDP")
-
-
-def _batch_sampler(
-    args: DimTrainingArguments, labeled: Dataset | None, unlabeled: Dataset | None
-) -> TwoStreamBatchSampler:
-    if labeled is None or len(labeled) == 0:
-        raise ValueError("no labeled images: labeled_dataset is empty")
-    if args.uses_unlabeled_images and (unlabeled is None or len(unlabeled) == 0):
-        raise ValueError(
-            "no unlabeled images, but the objective uses them: give unlabeled_dataset, "
-            "or set consistency_weight and divergence_weight to 0"
-        )
-    num_unlabeled = len(unlabeled) if args.uses_unlabeled_images else 0
-    batch_sizes = (args.labeled_batch_size, args.unlabeled_images_per_step)
-    passes = [math.ceil(n / b) for n, b in zip((len(labeled), num_unlabeled), batch_sizes, strict=True) if b]
-    # Whole steps: no epoch ends inside an accumulation window or before every process has its batch.
-    window = args.gradient_accumulation_steps * args.world_size
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    return TwoStreamBatchSampler(
-        len(labeled),
-        num_unlabeled,
-        *batch_sizes,
-        batches_per_epoch=math.ceil(max(passes) / window) * window,
-        seed=seed,
-        labeled_domains=_domains(labeled, "labeled_dataset") if args.balance_domains else None,
-        unlabeled_domains=_domains(unlabeled, "unlabeled_dataset") if args.balance_domains and num_unlabeled else None,
-    )
-
-
-def _domains(dataset: Dataset, name: str) -> list[str]:
-    domains = getattr(dataset, "domains", None)
-    if domains is None:
-        raise ValueError(
-            f"balance_domains needs the domain of each image: give {name} an attribute `domains`, or set it to False"
-        )
-    return domains

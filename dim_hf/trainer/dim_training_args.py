@@ -12,6 +12,7 @@ SCORED_MODELS = ("teacher", "student")
 LABELED_VIEWS = ("weak", "strong")
 TEACHER_STATISTICS = ("running", "batch")
 STRONG_VIEWS = ("auto", "color", "mri", "microscopy")
+PERTURBATION_SCOPES = ("global", "local")
 SELECTIONS = ("validation", "last", "test-legacy")
 
 
@@ -34,9 +35,9 @@ class DimTrainingArguments(TrainingArguments):
 
     Arguments of transformers with other defaults here: `learning_rate` 1e-3 and `weight_decay`
     1e-4 (a network trained from scratch), `lr_scheduler_type` "polynomial" with power 0.9 (the
-    field's decay), `logging_steps` 25, `remove_unused_columns` and
-    `ddp_find_unused_parameters` False. `per_device_train_batch_size` follows from the two batch
-    sizes and must not be given.
+    field's decay), `logging_steps` 25, `remove_unused_columns`,
+    `ddp_find_unused_parameters` and `ddp_broadcast_buffers` False. `per_device_train_batch_size`
+    follows from the two batch sizes and must not be given.
 
     Raises:
         ValueError: for any value outside its range, naming the argument, the value and the
@@ -52,6 +53,9 @@ class DimTrainingArguments(TrainingArguments):
     logging_steps: float = _number(25, "Optimizer steps between two lines of the log.")
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "The two streams name no columns."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every weight has a gradient."})
+    ddp_broadcast_buffers: bool | None = field(
+        default=False, metadata={"help": "Running statistics are equal on all processes without it."}
+    )
 
     labeled_batch_size: int = _number(4, "Labeled images per step and process; at least 1.")
     unlabeled_batch_size: int = _number(
@@ -91,6 +95,22 @@ class DimTrainingArguments(TrainingArguments):
     adaptive_eta: float = _number(0.01, "η ≥ 0 of ASAM: lets weights near zero move.")
     ascent_objective: str = _choice("total", ASCENT_OBJECTIVES, "Which loss the perturbation climbs.")
     sam_every: int = _number(1, "A sharpness-aware step each k-th step, plain steps between; k ≥ 1.")
+    ascent_fraction: float = _number(
+        1.0,
+        "Share of each micro-batch's images, in (0, 1], that the perturbation (and with it running statistics and the "
+        "critic) is computed from in a sharpness-aware step; the descent always sees all of them.",
+    )
+    perturbation_scope: str = _choice(
+        "global",
+        PERTURBATION_SCOPES,
+        "global: one perturbation from the gradient of the whole step, all micro-batches and processes; local: one "
+        "for each micro-batch on each process (m-sharpness), without communication in the ascent; closed-form "
+        "divergences are then each micro-batch's own, and batch normalisation each process's.",
+    )
+    sync_batch_norm: bool = field(
+        default=True,
+        metadata={"help": "Across processes, batch normalisation by the statistics of all of them (global scope)."},
+    )
 
     ema_decay: float = _number(0.99, "a in [0, 1), weight of the OLD teacher in θ' ← a θ' + (1 - a) θ.")
     teacher_buffers: str = _choice("averaged", TEACHER_BUFFERS, "Running statistics of the teacher.")
@@ -164,6 +184,7 @@ class DimTrainingArguments(TrainingArguments):
             "rho": (0, infinity),
             "adaptive_eta": (0, infinity),
             "sam_every": (1, infinity),
+            "ascent_fraction": (0, 1),
             "ema_decay": (0, 1),
             "confidence_threshold": (0, 1),
             "cutmix_probability": (0, 1),
@@ -175,6 +196,8 @@ class DimTrainingArguments(TrainingArguments):
             if not low <= value <= high or value == infinity:
                 limit = f"at least {low}" if high == infinity else f"between {low} and {high}"
                 raise ValueError(f"{name} must be {limit} and finite, got {value}")
+        if self.ascent_fraction == 0:
+            raise ValueError("ascent_fraction must be above 0: without images there is nothing to climb; see rho=0")
         if self.ema_decay == 1:
             raise ValueError("ema_decay must be below 1: with 1 the teacher would never learn from the student")
 
@@ -182,6 +205,7 @@ class DimTrainingArguments(TrainingArguments):
         legal = {
             "divergence_estimator": ESTIMATORS,
             "ascent_objective": ASCENT_OBJECTIVES,
+            "perturbation_scope": PERTURBATION_SCOPES,
             "teacher_buffers": TEACHER_BUFFERS,
             "teacher_statistics": TEACHER_STATISTICS,
             "scored_model": SCORED_MODELS,

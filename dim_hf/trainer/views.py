@@ -1,7 +1,8 @@
 """From a batch of two streams to what the student sees: views, mixing, and pseudo-labels, drawn once a step."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class StepInputs:
         pseudo_labels: (M, *S), of the unlabeled images, unmixed; None without them.
         pseudo_label_mask: (M, *S), where the pseudo-labels are kept.
         boxes: of the pairs that were mixed; None where nothing was.
+        unlabeled_indices: (M,), of the unlabeled images in their data set.
     """
 
     pixel_values: Tensor
@@ -37,6 +39,7 @@ class StepInputs:
     pseudo_labels: Tensor | None = None
     pseudo_label_mask: Tensor | None = None
     boxes: MixingBoxes | None = None
+    unlabeled_indices: Tensor | None = None
 
     def separate(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits of the labeled and of the unlabeled images, each pixel where it came from.
@@ -52,6 +55,26 @@ class StepInputs:
         if self.boxes is None:
             return labeled, unlabeled if self.pseudo_labels is not None else None
         return unmix(labeled, unlabeled, self.boxes)
+
+    def part(self, fraction: float) -> "StepInputs":
+        """The first images of each stream, at least one.
+
+        Args:
+            fraction: in (0, 1], rounded up to whole images.
+        """
+        count = len(self.labels)
+        labeled = slice(0, math.ceil(fraction * count))
+        if self.pseudo_labels is None:
+            return replace(self, pixel_values=self.pixel_values[labeled], labels=self.labels[labeled])
+        unlabeled = slice(0, math.ceil(fraction * len(self.pseudo_labels)))
+        return StepInputs(
+            torch.cat([self.pixel_values[:count][labeled], self.pixel_values[count:][unlabeled]]),
+            self.labels[labeled],
+            self.pseudo_labels[unlabeled],
+            self.pseudo_label_mask[unlabeled],
+            self.boxes and MixingBoxes(self.boxes.bounds[labeled], self.boxes.spatial_shape),
+            self.unlabeled_indices[unlabeled],
+        )
 
     def measurements(self, unlabeled_logits: Tensor | None) -> dict[str, Tensor]:
         """Shares in [0, 1] for the log: pseudo-labels kept, foreground among the kept, agreement of both networks."""
@@ -129,7 +152,8 @@ class ViewMaker:
         if self.cutmix_probability > 0:
             boxes = draw_boxes(unlabeled_seeds, images.shape[2:], probability=self.cutmix_probability)
             images, unlabeled = cutmix(images, unlabeled, boxes)
-        return StepInputs(self.arrange(torch.cat([images, unlabeled])), labels, pseudo_labels, kept, boxes)
+        pixel_values = self.arrange(torch.cat([images, unlabeled]))
+        return StepInputs(pixel_values, labels, pseudo_labels, kept, boxes, batch["unlabeled_indices"])
 
     def arrange(self, pixel_values: Tensor) -> Tensor:
         """The memory format that the network runs in."""

@@ -30,6 +30,10 @@ class MicroBatch:
     randomness: RandomState | None = None
     rest: Tensor | None = None
 
+    def part(self, fraction: float) -> "MicroBatch":
+        """The first images of each stream, with draws of their own; itself for the whole."""
+        return self if fraction == 1 else MicroBatch(self.inputs.part(fraction))
+
     @contextmanager
     def drawing(self, device: torch.device) -> Iterator[None]:
         """Draw dropout masks once; replay them in every later forward pass."""
@@ -62,15 +66,14 @@ class ClosedFormDivergence:
         labeled, unlabeled = logits
         return torch.stack([regional_mass(labeled, self.grid_size), regional_mass(unlabeled, self.grid_size)])
 
-    def value(self, logits: Logits, rest: Tensor | None, parts: int) -> Tensor:
+    def value(self, masses: Tensor, rest: Tensor | None = None, parts: int = 1) -> Tensor:
         """D of the whole step, with this micro-batch's part of the gradient.
 
         Args:
-            logits: of this micro-batch.
+            masses: of this micro-batch.
             rest: masses of all others at the same weights, or None where there is no other.
             parts: micro-batches times processes, by which the gradient will be divided later.
         """
-        masses = self.masses(logits)
         if rest is not None:
             masses = masses.detach() + rest + parts * (masses - masses.detach())
         return divergence_between_masses(masses[0], masses[1], self.f_divergence)
@@ -81,11 +84,13 @@ class Window:
     """The micro-batches of one optimizer step on this process.
 
     Attributes:
-        micro_batches: in the order of their forward passes.
+        micro_batches: all of their images, in the order of their forward passes.
+        first_pass: what the first pass sees of each; the very same where it sees all.
         taken: how many have had their first pass.
     """
 
     micro_batches: list[MicroBatch] = field(default_factory=list)
+    first_pass: list[MicroBatch] = field(default_factory=list)
     taken: int = 0
 
     @property
@@ -93,13 +98,21 @@ class Window:
         """Whether a new window is due."""
         return self.taken == len(self.micro_batches)
 
-    def next(self) -> MicroBatch:
-        """The micro-batch whose first pass is due."""
-        self.taken += 1
-        return self.micro_batches[self.taken - 1]
+    @property
+    def share(self) -> float:
+        """Of one micro-batch in the step's mean loss."""
+        return 1 / len(self.micro_batches)
 
-    def set_rests(self, masses: Sequence[Tensor], sum_over_processes: Callable[[Tensor], Tensor]) -> None:
-        """Tell each micro-batch the masses of all others, from those of each."""
-        total = sum_over_processes(torch.stack(list(masses)).sum(0))
-        for micro_batch, own in zip(self.micro_batches, masses, strict=True):
-            micro_batch.rest = total - own
+    def next(self) -> tuple[MicroBatch, MicroBatch]:
+        """The micro-batch whose first pass is due: what that sees of it, and the whole."""
+        self.taken += 1
+        return self.first_pass[self.taken - 1], self.micro_batches[self.taken - 1]
+
+
+def set_rests(
+    micro_batches: Sequence[MicroBatch], masses: Sequence[Tensor], sum_over_processes: Callable[[Tensor], Tensor]
+) -> None:
+    """Tell each micro-batch the masses of all others, from those of each."""
+    total = sum_over_processes(torch.stack(list(masses)).sum(0))
+    for micro_batch, own in zip(micro_batches, masses, strict=True):
+        micro_batch.rest = total - own
