@@ -208,6 +208,7 @@ class DimTrainer(TeacherStudentTrainer):
                 self._backward(model, full, "total")
         except NonFiniteGradientError:
             # The other processes do not know, and wait for a gradient: one that makes all of them abandon the step.
+            self.meters.update({"perturbation_norm": loss.new_zeros(())})  # all processes log the same names
             self._put_gradients(earlier)
             self._backward(model, full, "total", factor=math.nan)
         return loss
