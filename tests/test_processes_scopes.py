@@ -1,4 +1,4 @@
-"""Two processes: batch normalisation as of one, one perturbation each, and a value that is not finite in one of them."""
+"""Two processes: batch normalisation as of one, a perturbation each, and a value that is not finite in one of them."""
 
 import os
 import subprocess
