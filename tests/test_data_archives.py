@@ -175,6 +175,26 @@ def test_a_tar_cut_between_two_members_is_refused(tmp_path):
     refused(archive, "breaks off after 1 entries")
 
 
+def test_many_headers_that_are_no_bombs_alone_are_one_together(tmp_path):
+    """A gigabyte of them would take a minute, and a megabyte of archive."""
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", compresslevel=1) as archive:
+        for number in range(6):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.pax_headers = {"comment": "a" * 4_000_000}
+            archive.addfile(member)
+    refused(tmp_path / "a.tar.gz", r"its headers take more than 16777216 bytes")
+
+
+def test_ordinary_attributes_of_many_entries_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr("dim_hf.data.archives._HEADER_BYTES", 4096)
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(50):
+            member = tarfile.TarInfo(f"{'long' * 30}{number}.txt")
+            member.size, member.mtime = 3000, 1.5
+            archive.addfile(member, io.BytesIO(bytes(3000)))
+    assert len(below(unpack(tmp_path / "a.tar", tmp_path / "out"))) == 50
+
+
 def test_a_damaged_header_or_content_is_refused(pack):
     archive = pack({"a": os.urandom(4000), "b": os.urandom(4000)})
     content = bytearray(archive.read_bytes())

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dim_hf.data.checks import check_rows, find_faults
+from dim_hf.data.checks import Fault, check_rows, find_faults, refuse_faults
 from dim_hf.data.rows import COLUMNS, is_present, row_features
 
 
@@ -108,7 +108,7 @@ def test_large_images_are_refused_by_their_header(pair, tmp_path):
     Image.new("1", (200, 100)).save(path)
     header = bytearray(path.read_bytes())
     (found,) = messages(rows_of([(str(path), None)]), max_pixels=19_999)
-    assert "too large (200 x 100, the limit is 19999)" in found
+    assert "too large (200 x 100, the limit is 19999 pixels)" in found
     # 60 000 x 60 000 in the header alone: nothing of it may be decoded.
     header[16:24] = (60_000).to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
@@ -178,7 +178,7 @@ def test_nifti_volumes(tmp_path):
     found = messages(rows_of(pairs, datasets.Nifti()))
     assert len(found) == 2
     assert "bad.nii.gz: the mask has the values 7 outside" in found[0]
-    assert "huge.nii: the image is too large (30000 x 30000 x 30000" in found[1]
+    assert "huge.nii: the file is too large (30000 x 30000 x 30000" in found[1]
 
 
 def test_rows_without_image_column_or_classes_are_refused(pair):
@@ -221,3 +221,31 @@ def test_volumes_have_a_limit_of_their_own_and_must_lie_with_their_masks(tmp_pat
     (apart,) = faults("apart")
     assert "apart.nii.gz" in apart
     assert "copy the affine" in apart
+
+
+class TestShares:
+    """Processes of a distributed run that share the work."""
+
+    def test_find_together_what_one_finds(self, pair, tmp_path):
+        files = [(pair[0] if number % 3 else str(tmp_path / f"gone{number}.png"), pair[1]) for number in range(7)]
+        rows = rows_of(files)
+        shares = [messages(rows, rank=rank, world_size=3) for rank in range(3)]
+        assert sorted(text for share in shares for text in share) == sorted(messages(rows))
+        assert [len(share) for share in shares] == [3, 0, 0]
+
+    def test_do_not_take_their_own_masks_for_all_of_a_domain(self, pair, tmp_path):
+        binary = write(tmp_path / "binary.png", np.tile(np.array([0, 255], np.uint8), (8, 5)))
+        rows = rows_of([(pair[0], binary), pair, (pair[0], binary), (pair[0], None)])
+        assert messages(rows, rank=0, world_size=2) == []
+        rows = rows_of([(pair[0], binary)] * 4)
+        assert all("hold only 0 and 255" in messages(rows, rank=rank, world_size=2)[0] for rank in range(2))
+
+    @pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
+    def test_are_numbered_from_0(self, pair, rank, world_size):
+        with pytest.raises(ValueError, match="rank must be in 0"):
+            check_rows(rows_of([pair]), 2, rank=rank, world_size=world_size)
+
+    def test_may_refuse_what_all_of_them_found(self):
+        refuse_faults([], 3)
+        with pytest.raises(ValueError, match=r"^the check of 3 rows found 1 fault:\n  1\. a: b\. Fix: c$"):
+            refuse_faults([Fault("a", "b", "c")], 3)

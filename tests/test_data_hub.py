@@ -343,7 +343,7 @@ def test_files_are_equal_for_equal_rows_and_cut_by_size(tmp_path):
 
 
 def test_card_shows_texts_as_they_are(tmp_path):
-    rows = make_rows(tmp_path / "source")
+    rows = make_rows(tmp_path / "source").rename_column("diagnosis", "`x`<b>")
     parts = write_parts(rows, tmp_path / "out", progress=False)
     text = render_card(rows, DESCRIPTION, "org/fundus", parts, ["a | <script>alert(1)</script>\n# title"])
     body = text.split("---\n", 2)[2]
@@ -355,7 +355,7 @@ def test_card_shows_texts_as_they_are(tmp_path):
         "- a \\| &lt;script&gt;alert(1)&lt;/script&gt; \\# title",
         "Somebody et al. &lt;2020&gt;, <https://example.org/data_set>",
         "spacing along the 2 axes in mm: 0.5 × 0.25",
-        "- 32 × 32: 8",
+        ", \\`x\\`&lt;b&gt;",
         "2 rows belong to no split",
         "no medical device",
         "no approval to release clinical data",

@@ -332,3 +332,10 @@ def test_permutations_are_uniform():
 def test_a_negative_permutation_seed_is_refused():
     with pytest.raises(ValueError, match="non-negative"):
         seeded_permutation(3, -1)
+
+
+@given(st.lists(st.sampled_from(["b", "a", "ä", "B", ""]), min_size=1, max_size=30))
+def test_members_of_a_group_are_those_of_its_name(groups):
+    stream = SampleStream("labeled", len(groups), 0, groups)
+    expected = [[i for i, group in enumerate(groups) if group == name] for name in sorted(set(groups))]
+    assert [members.tolist() for members in stream._members] == expected

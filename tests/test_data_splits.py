@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dim_hf.data import splits
 from dim_hf.data.rows import row_features
 from dim_hf.data.splits import mark_test_patients, semi_supervised_split
 
@@ -266,3 +267,20 @@ def test_marked_test_patients_are_those_that_training_would_draw():
         names = {name for name, of, split in columns if (of, split) == (domain, "test")}
         assert names == set(drawn.test[domain]["name"])
     assert set(marked["split"]) == {"train", "test"}
+
+
+def test_the_rows_are_gone_through_once_however_many_domains_there_are(monkeypatch):
+    """Once for each domain, as it was, a hundred thousand domains would take a day."""
+    seen, chosen = [], splits._of
+    monkeypatch.setattr(splits, "_of", lambda cases, domain: seen.append(domain) or chosen(cases, domain))
+    rows = rows_of([(f"d{number // 4}", f"n{number}", "", "", True) for number in range(200)])
+    split = semi_supervised_split(rows, labeled_domain="d0", num_labeled=1, num_validation=1, seed=0)
+    assert sorted(split.test) == sorted(set(rows["domain"]))
+    marked = mark_test_patients(rows, seed=0, test_fraction=0.2)
+    drawn = {(row["domain"], row["name"]) for row in texts_of(marked) if row["split"] == "test"}
+    assert drawn == {(row["domain"], row["name"]) for part in split.test.values() for row in texts_of(part)}
+    assert set(seen) == {"d0"}
+
+
+def texts_of(rows):
+    return rows.select_columns(["domain", "name", "split"])

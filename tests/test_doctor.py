@@ -65,7 +65,7 @@ def broken_file(kind):
         (lambda path: str(path), "missing-file", "the file does not exist"),
         (broken_file("empty"), "empty-file", "0 bytes"),
         (broken_file("truncated"), "truncated-file", "cannot be read"),
-        (broken_file("text"), "unreadable-file", "no picture of a known format"),
+        (broken_file("text"), "unreadable-file", "is not an image of the formats PNG"),
     ],
 )
 @pytest.mark.parametrize("column", [0, 1])
@@ -347,7 +347,8 @@ def test_wrong_arguments_are_refused(good):
 
 
 def test_processes_find_what_threads_find(good, monkeypatch):
-    monkeypatch.setattr("dim_hf.data.parallel.MIN_FOR_PROCESSES", 1)
+    monkeypatch.setattr("dim_hf.data.parallel.MIN_SECONDS", 0)
+    monkeypatch.setattr("dim_hf.data.parallel.PROBED", 1)
     Path(good[0][0]).write_bytes(b"")
     here, there = (
         examine(rows_of(good), DESCRIPTION, progress=False, num_workers=2, processes=processes).to_dict()

@@ -61,6 +61,9 @@ def test_label_values_are_the_sorted_set(values, dtype):
         ([255], None, {0: 0, 255: 1}),
         ([0, 1, 2, 255], None, {0: 0, 1: 1, 2: 2, 255: 255}),
         ([0, 1, 255], ["a", "b"], {0: 0, 1: 1, 255: 255}),
+        ([0, 1, 3, 255], None, {0: 0, 1: 1, 2: 2, 3: 3, 255: 255}),
+        ([1, 255], None, {0: 0, 1: 1, 255: 255}),
+        ([0, 85, 170, 255], None, {0: 0, 85: 1, 170: 2, 255: 3}),
         ([0, 128, 255], None, {0: 0, 128: 1, 255: 2}),
         ([0, 128, 255], ["a", "b", "c"], {0: 0, 128: 1, 255: 2}),
         ([600, 0, 500], None, {0: 0, 500: 1, 600: 2}),
@@ -76,6 +79,7 @@ def test_label_values_are_understood(values, names, expected):
         ([-1, 0], None, r"masks of data hold the values \[-1, 0\]; say with --label-map"),
         (range(0, 330, 10), None, "and more; say with --label-map"),
         ([0, 1, 255], ["a", "b", "c"], "255 may be a class or ignored pixels"),
+        ([0, 1, 3, 255], ["a", "b", "c", "d"], "255 may be a class or ignored pixels"),
         ([0, 128, 255], ["a", "b"], r"3 classes, but 2 are named \(a, b\)"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from dim_hf.cli.errors import user_errors
+from dim_hf.data.texts import printable
 
 
 @click.command(
@@ -52,5 +53,5 @@ def command(
     else:
         click.echo(format_text(diagnosis, dataset))
         if html is not None:
-            click.echo(f"\nReport: {html}")
+            click.echo(f"\nReport: {printable(html)}")
     context.exit(diagnosis.exit_code)

@@ -1,14 +1,18 @@
 """`dim-hf import`: a layout of the field becomes one manifest."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dim_hf.cli.errors import user_errors
+from dim_hf.data.texts import printable
 
 if TYPE_CHECKING:
+    from dim_hf.data.description import DatasetDescription
     from dim_hf.data.importers.importing import ImportJob
 
 
@@ -126,21 +130,27 @@ def command(
     OUT gets a manifest (image, label, domain, patient, name, split), the images, and label maps with the classes
     0..K-1. SOURCE is only read.
     """  # fmt: skip
-    from dim_hf.data.hub.errors import check_repo_id
     from dim_hf.data.importers.importing import import_dataset
     from dim_hf.data.sources import load_source
 
     with user_errors():
-        if push_to_hub:
-            check_repo_id(push_to_hub)
-        manifest = import_dataset(_job(layout, source, target, options), progress=not no_progress)
+        check = _push_check(push_to_hub) if push_to_hub else None
+        manifest = import_dataset(_job(layout, source, target, options), progress=not no_progress, check=check)
         loaded = load_source(str(manifest))
         click.echo(_counts(loaded.rows))
-        click.echo(f"\n{manifest}\nNext: dim-hf doctor {target}")
+        click.echo(printable(f"\n{manifest}\nNext: dim-hf doctor {target}", keep="\n"))
         if push_to_hub:
             from dim_hf.data.hub.push import publish
 
             click.echo(publish(loaded.rows, loaded.description, push_to_hub, private=private))
+
+
+def _push_check(repo_id: str) -> Callable[["DatasetDescription"], None]:
+    from dim_hf.data.hub.errors import check_repo_id
+    from dim_hf.data.hub.push import check_description
+
+    check_repo_id(repo_id)
+    return partial(check_description, repo_id=repo_id)
 
 
 def _job(layout: str, source: Path, target: Path, options: dict[str, Any]) -> "ImportJob":
@@ -179,5 +189,5 @@ def _counts(rows: Any) -> str:
     for domain in dict.fromkeys(domains):
         parts = [f"{counts[domain, split]} {split or 'undecided'}" for split in ("train", "validation", "test", "")]
         shown = ", ".join(part for part in parts if not part.startswith("0 "))
-        lines.append(f"{domain}: {shown}; {present[domain]} with a label map")
+        lines.append(f"{printable(domain)}: {shown}; {present[domain]} with a label map")
     return "\n".join(lines)

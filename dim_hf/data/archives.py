@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import IO
 
 from dim_hf.data.limits import MAX_FILES, MAX_UNPACKED_BYTES
+from dim_hf.data.texts import printable
 
 MAX_RATIO = 250
 """Unpacked bytes for each byte of an archive."""
 
-_RATIO_FREE_BYTES = 2**26  # so little does no harm, and small label maps pack very well
+RATIO_FREE_BYTES = 2**26
+"""So little does no harm, whatever the ratio; small label maps pack very well."""
+
 _LARGEST_READ = 2**24
+# Bytes of a tar file's headers, and those more that each entry may have: names and attributes take two thousand.
+_HEADER_BYTES, _HEADER_BYTES_EACH = 2**24, 2**12
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
 _LITTER = ("__macosx", "__pycache__", "thumbs.db", "desktop.ini")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -115,8 +120,8 @@ def walk(root: str | os.PathLike, *, max_files: int = MAX_FILES) -> Iterator[Pat
         Paths that start with `root` as it is given.
 
     Raises:
-        ValueError: If `root` is no folder, there are too many files, a folder cannot be listed, or a link leads
-            nowhere or to a folder outside `root`.
+        ValueError: If `root` is no folder, there are too many files, a folder cannot be listed, a name is no text, or
+            a link leads nowhere or to a folder outside `root`.
     """
     root = Path(root)
     if not root.is_dir():
@@ -131,13 +136,10 @@ def walk(root: str | os.PathLike, *, max_files: int = MAX_FILES) -> Iterator[Pat
 
 def _below(folder: Path, real_root: Path, parents: tuple[Path, ...]) -> Iterator[tuple[Path, bool]]:
     try:
-        names = sorted(os.listdir(folder))
+        paths = visible(folder)
     except OSError as error:
         raise ValueError(f"{folder} cannot be listed ({error.strerror}); allow it to be read or remove it") from error
-    for name in names:
-        path = folder / name
-        if is_litter(name):
-            continue
+    for path in paths:
         if path.is_symlink():
             _check_link(path, real_root)
         if path.is_dir():
@@ -147,6 +149,19 @@ def _below(folder: Path, real_root: Path, parents: tuple[Path, ...]) -> Iterator
                 yield from _below(path, real_root, (*parents, real))
         elif path.is_file():
             yield path, True
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without hidden files and what file managers leave behind.
+
+    Raises:
+        ValueError: If a name is no text in UTF-8, which no manifest could hold.
+    """
+    paths = [folder / name for name in sorted(os.listdir(folder)) if not is_litter(name)]
+    for path in paths:
+        if any("\ud800" <= letter <= "\udfff" for letter in path.name):
+            raise ValueError(f"{printable(path)} has a name that is no text in UTF-8; rename it")
+    return paths
 
 
 def is_litter(name: str) -> bool:
@@ -189,9 +204,11 @@ def _entries(archive: Path) -> Iterator[Iterator[_Entry]]:
 
 
 def _tar_entries(archive: Path, stream: IO[bytes]) -> Iterator[_Entry]:
-    with _opened_tar(archive, stream) as opened:
+    reads = _HeaderReads(stream)
+    with _opened_tar(archive, reads) as opened:
         for member in opened:
-            yield _tar_entry(opened, member)
+            yield _tar_entry(opened, member, reads)
+            reads.allow(_HEADER_BYTES_EACH)
         # `tarfile` takes a damaged header, or the end of the file, for the end of the archive.
         stream.seek(opened.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -200,24 +217,33 @@ def _tar_entries(archive: Path, stream: IO[bytes]) -> Iterator[_Entry]:
         stream.read(2**20)
 
 
-def _opened_tar(archive: Path, stream: IO[bytes]) -> tarfile.TarFile:
+def _opened_tar(archive: Path, reads: "_HeaderReads") -> tarfile.TarFile:
     try:
-        return tarfile.open(fileobj=_SmallReads(stream), mode="r:")
+        return tarfile.open(fileobj=reads, mode="r:")
     except tarfile.TarError as error:
         raise ValueError(f"{archive} is no zip, tar or tar.gz file; unpack it with its own program") from error
 
 
-class _SmallReads:
-    """A stream that refuses to read much at once, which `tarfile` does for nothing but an oversized header."""
+class _HeaderReads:
+    """A stream for `tarfile` that reads no more than the headers of honest archives take.
+
+    A packed header of a kilobyte may hold a gigabyte of attributes, and an archive any number of them.
+    """
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream = stream
         self.seek = stream.seek
         self.tell = stream.tell
+        self._left = _HEADER_BYTES
+
+    def allow(self, count: int) -> None:
+        """Let so many more bytes be read."""
+        self._left += count
 
     def read(self, size: int) -> bytes:
-        if size > _LARGEST_READ:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+        if size > self._left:
+            raise tarfile.ReadError(f"its headers take more than {_HEADER_BYTES} bytes")
+        self._left -= size
         return self.stream.read(size)
 
 
@@ -234,18 +260,22 @@ def _zip_entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Entry:
     )
 
 
-def _tar_entry(opened: tarfile.TarFile, member: tarfile.TarInfo) -> _Entry:
+def _tar_entry(opened: tarfile.TarFile, member: tarfile.TarInfo, reads: "_HeaderReads") -> _Entry:
+    def content() -> IO[bytes]:
+        reads.allow(member.size)
+        return opened.extractfile(member)
+
     plain = (member.isreg() and not member.issparse()) or member.isdir()
     size = 0 if member.isdir() else member.size
     fault = None if plain else "a link, device or sparse file"
-    return _Entry(member.name, size, member.isdir(), fault, lambda: opened.extractfile(member))
+    return _Entry(member.name, size, member.isdir(), fault, content)
 
 
 def _check(
     archive: Path, entries: Iterator[_Entry], max_bytes: int, max_files: int, max_ratio: float
 ) -> list[tuple[str, ...]]:
     """The parts of every entry's path; nothing is unpacked if one of them is refused."""
-    limit = min(max_bytes, max(max_ratio * archive.stat().st_size, _RATIO_FREE_BYTES))
+    limit = min(max_bytes, max(max_ratio * archive.stat().st_size, RATIO_FREE_BYTES))
     names = _Names(archive)
     places: list[tuple[str, ...]] = []
     total = 0

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +24,7 @@ from torch.utils.data import get_worker_info
 Sample = dict[str, Tensor]
 
 _OWNER = "dim_hf.sample"
+_CHECKSUM = "dim_hf.crc32"
 _KEY = re.compile(r"[0-9a-f]{32}")
 _FILE = re.compile(r"([0-9a-f]{32})\.safetensors")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.\d+-[0-9a-f]{8}\.tmp")
@@ -106,7 +109,7 @@ class SampleCache:
         """The sample put under `key`, as new or shared tensors that must not be changed in place; None if absent."""
         packed = self._memory.get(key)
         if packed is None and self._may_be_on_disk(key):
-            packed = _read(self._path(key), key)
+            packed = _read(self._path(key), key, self.disk_bytes)
             if packed is not None:
                 self._keep(key, packed)
         return _unpack(packed) if packed is not None else None
@@ -159,7 +162,7 @@ class SampleCache:
         return self.directory / key[:2] / f"{key}.safetensors"
 
     def _write(self, key: str, packed: Sample) -> None:
-        content = safetensors.torch.save(packed, metadata={_OWNER: key})
+        content = safetensors.torch.save(packed, metadata={_OWNER: key, _CHECKSUM: _checksum(packed)})
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if self._has_room(len(content)):
@@ -236,37 +239,66 @@ def _size(packed: Sample) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
 
 
-def _read(path: Path, key: str) -> Sample | None:
+def _read(path: Path, key: str, max_bytes: int) -> Sample | None:
+    """The sample of a file of ours that is whole."""
     # Read, not mapped into memory: another process may do to a mapped file what kills this one.
     try:
-        content = path.read_bytes()
+        with _opened(path) as file:
+            content = file.read() if os.fstat(file.fileno()).st_size <= max_bytes else b""
     except OSError:
         return None
-    if _owned_key(io.BytesIO(content)) != key:
+    metadata = _metadata(io.BytesIO(content))
+    if metadata.get(_OWNER) != key:
         return None
     try:
-        return safetensors.torch.load(content)
+        packed = safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError):  # cut off behind the header
         return None
+    return packed if metadata.get(_CHECKSUM) == _checksum(packed) else None
 
 
-def _owned_key(file: BinaryIO) -> str | None:
-    """The key in the header of a file of ours; nothing behind the header is read."""
+def _opened(path: Path) -> BinaryIO:
+    """A plain file in a plain folder: no link is followed, which might lead anywhere, and no pipe is waited for."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        file = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(f"{path} is no file")
+    return open(file, "rb")
+
+
+def _checksum(packed: Sample) -> str:
+    """Of names, types, shapes and values; tells a flaw of the disk, and keeps nobody from writing another sample."""
+    value = 0
+    for name, tensor in sorted(packed.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+    return f"{value:08x}"
+
+
+def _metadata(file: BinaryIO) -> dict[str, str]:
+    """What the header of a file states about it; nothing behind the header is read."""
     length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
-        return None
+        return {}
     try:
         header = json.loads(file.read(length))
-    except ValueError:
-        return None
+    except (ValueError, RecursionError):
+        return {}
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
-    return metadata.get(_OWNER) if isinstance(metadata, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _write_whole(path: Path, content: bytes) -> None:
+    if path.parent.is_symlink():
+        raise OSError(f"{path.parent} is a link")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "xb") as file:  # "x": a file or link that is there already is not written to
+            file.write(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -293,8 +325,8 @@ def _own_files(directory: Path) -> Iterator[Path]:
     for path in _own_names(directory):
         if path.is_symlink() or not path.is_file():
             continue
-        with path.open("rb") as file:
-            if path.name.endswith(".tmp") or _owned_key(file) == path.stem:
+        with _opened(path) as file:
+            if path.name.endswith(".tmp") or _metadata(file).get(_OWNER) == path.stem:
                 yield path
 
 

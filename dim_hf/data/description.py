@@ -2,13 +2,46 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 FILE_NAME = "dim_dataset.json"
 INTENSITIES = ("range", "zscore", "percentile")
-MAX_LABELS = 255  # class ids are 0..254 at most: 255 marks ignored pixels
+IGNORE_INDEX = 255
+"""Value of ignored pixels, in masks and in label maps."""
+MAX_LABELS = IGNORE_INDEX  # class ids are 0..254 at most
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(fits, value))
+
+
+def _is_table(fits_key: Callable[[Any], bool], fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, Mapping) and all(fits_key(k) and fits(v) for k, v in value.items())
+
+
+_TYPES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("id2label", "a table of class ids and names", _is_table(_is_whole, _is_text)),
+    ("structures", "a table of names and lists of class ids", _is_table(_is_text, lambda _: True)),
+    ("num_channels", "a whole number", _is_whole),
+    ("spatial_dims", "a whole number", _is_whole),
+    ("intensity", "a text", _is_text),
+    ("label_values", "a table of layouts, values and class ids", _is_table(_is_text, _is_table(_is_text, _is_whole))),
+    ("splits", "a list of texts", _is_list(_is_text)),
+    ("licence", "a text", _is_text),
+    ("source", "a list of texts", _is_list(_is_text)),
+    ("notes", "a list of texts", _is_list(_is_text)),
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +63,8 @@ class DatasetDescription:
         notes: What a user should know, such as how images were cropped or resampled.
 
     Raises:
-        ValueError: If class ids are not 0..K-1, names repeat, a structure names an unknown class, or a number is out
-            of range.
+        ValueError: If a value is of another type, class ids are not 0..K-1, names repeat, a structure names an unknown
+            class, or a number is out of range.
     """
 
     id2label: dict[int, str]
@@ -47,6 +80,7 @@ class DatasetDescription:
 
     def __post_init__(self) -> None:
         """Check what everything downstream relies on."""
+        self._check_types()
         ids, names = sorted(self.id2label), list(self.id2label.values())
         if ids != list(range(len(ids))) or not 2 <= len(ids) <= MAX_LABELS:
             raise ValueError(f"id2label must name the classes 0..K-1 (2 <= K <= {MAX_LABELS}), got {self.id2label}")
@@ -55,7 +89,7 @@ class DatasetDescription:
         if not self.structures:
             raise ValueError('structures must hold at least one structure, e.g. {"cup": [2]}')
         for name, classes in self.structures.items():
-            if not isinstance(classes, list | tuple) or not classes or not all(c in ids[1:] for c in classes):
+            if not _is_list(_is_whole)(classes) or not classes or not all(c in ids[1:] for c in classes):
                 raise ValueError(f"structure {name!r} must be made of the classes {ids[1:]}, got {classes}")
         if self.num_channels not in (1, 3) or self.spatial_dims not in (2, 3):
             raise ValueError(
@@ -63,6 +97,13 @@ class DatasetDescription:
             )
         if self.intensity not in INTENSITIES:
             raise ValueError(f"intensity must be one of {INTENSITIES}, got {self.intensity!r}")
+
+    def _check_types(self) -> None:
+        """Refuse what JSON may hold and no reader expects; True is no number here, and neither is 1.0."""
+        for name, kind, fits in _TYPES:
+            value = getattr(self, name)
+            if not fits(value):
+                raise ValueError(f"{name} must be {kind}, got {value!r}")
 
     @property
     def num_labels(self) -> int:
@@ -102,6 +143,8 @@ def parse_description(values: Any, where: str) -> DatasetDescription:
         ValueError: As `read_description`.
     """
     try:
+        if not isinstance(values["id2label"], Mapping):
+            raise ValueError(f"id2label must be a table of class ids and names, got {values['id2label']!r}")
         id2label = {int(key): name for key, name in values["id2label"].items()}
         return DatasetDescription(**{**values, "id2label": id2label})
     except KeyError as error:

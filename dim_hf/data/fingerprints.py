@@ -40,7 +40,8 @@ def value_content(value: object) -> tuple | None:
         value: None, `{"path", "bytes"}` of a file column, or an array.
 
     Returns:
-        The content itself, or path, size and time of change of a local file; None where nothing is sure to tell, as
+        The content itself, or path, size and times of change of a local file (tools may set the first, and nobody the
+        second); None where nothing is sure to tell, as
         for a file on another machine.
     """
     if value is None:
@@ -55,7 +56,7 @@ def value_content(value: object) -> tuple | None:
         status = os.stat(value["path"].split("::")[-1])
     except OSError:
         return None
-    return ("file", os.path.abspath(value["path"]), status.st_size, status.st_mtime_ns)
+    return ("file", os.path.abspath(value["path"]), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def processor_content(processor: object) -> tuple:

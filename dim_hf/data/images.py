@@ -5,12 +5,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dim_hf.data.limits import MAX_PIXELS, check_shape
+from dim_hf.data.limits import MAX_PIXELS, READING, SizeError, check_shape, file_name
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -20,7 +21,9 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _PAGED_FORMATS = ("PNG", "TIFF")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 _WIDE_MODES = {"1": 1, "I;16": 16, "I;16L": 16, "I;16B": 16, "I;16N": 16, "I": 32, "F": 32}
+_MOST_BYTES = 4  # of a decoded pixel
 _BITS_PER_SAMPLE, _ORIENTATION = 258, 274  # TIFF tags
 # Mode of a file -> mode whose array is returned; modes that are not listed are refused.
 _PICTURE_MODES = {
@@ -48,6 +51,11 @@ class PictureFacts:
     bits: int
     format: str
 
+    @property
+    def is_grey(self) -> bool:
+        """Whether a pixel has one value, beside its opacity."""
+        return self.mode in _GREY_MODES or self.mode.startswith("I;16")
+
 
 def picture_facts(path: str | os.PathLike) -> PictureFacts:
     """Read the header of a picture, and no pixel.
@@ -59,6 +67,30 @@ def picture_facts(path: str | os.PathLike) -> PictureFacts:
         return _facts(image)
 
 
+@contextmanager
+def open_picture(
+    source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS
+) -> "Iterator[tuple[PIL.Image.Image, PictureFacts]]":
+    """A picture as PIL sees it and what its header states, after everything was refused that is never read.
+
+    Args:
+        source: A file in a format of `EXTENSIONS`, or its content.
+        max_pixels: Largest allowed number of pixels, checked before decoding. PIL's own limit (about 1.8e8 unless it
+            was changed) holds as well.
+
+    Yields:
+        The picture, not decoded yet; `upright` decodes it. Whatever a decoder raises within becomes a ValueError.
+
+    Raises:
+        SizeError: If it is too large.
+        ValueError: If the file is missing or damaged, or has several pages.
+    """
+    with _opened(source, max_pixels) as image:
+        facts = _facts(image)
+        READING.charge(image.width * image.height * _MOST_BYTES)
+        yield image, facts
+
+
 def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read a picture.
 
@@ -67,8 +99,7 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np
 
     Args:
         path: A file in a format of `EXTENSIONS`.
-        max_pixels: Largest allowed number of pixels, checked before decoding. PIL's own limit (about 1.8e8 unless it
-            was changed) holds as well.
+        max_pixels: See `open_picture`.
 
     Returns:
         uint8 (H, W) or (H, W, 3); uint16 (H, W) for 16-bit grey; float32 (H, W) for TIFF of floats.
@@ -76,11 +107,11 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np
     Raises:
         ValueError: If the file is missing, too large, damaged, has several pages, or a mode that has no such array.
     """
-    with _opened(path, max_pixels) as image:
+    with open_picture(path, max_pixels=max_pixels) as (image, _):
         mode = _PICTURE_MODES.get(image.mode)
         if mode is None:
             raise ValueError(f"{path} has PIL mode {image.mode!r}, which is not read here; save it as RGB or grey PNG")
-        array = np.asarray(_turned(image).convert(mode) if mode in ("L", "RGB") else _turned(image))
+        array = np.asarray(upright(image).convert(mode) if mode in ("L", "RGB") else upright(image))
     if array.dtype.kind == "i":
         return _as_uint16(array, path)
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -95,7 +126,7 @@ def read_mask(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.nd
 
     Args:
         path: A file in a format of `EXTENSIONS`.
-        max_pixels: Largest allowed number of pixels, checked before decoding.
+        max_pixels: See `open_picture`.
 
     Returns:
         Integer (H, W): uint8, uint16, or int32 for TIFF of 32 bits.
@@ -103,8 +134,7 @@ def read_mask(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.nd
     Raises:
         ValueError: As `read_picture` does, and if the values are colors, 16-bit colors, varying alpha or fractions.
     """
-    with _opened(path, max_pixels) as image:
-        facts = _facts(image)
+    with open_picture(path, max_pixels=max_pixels) as (image, facts):
         if facts.mode not in _PICTURE_MODES or facts.mode in ("CMYK", "YCbCr"):
             raise ValueError(f"{path} has PIL mode {facts.mode!r}; save the mask as grey PNG of one class id a pixel")
         if facts.bits > 8 and facts.mode not in _WIDE_MODES:
@@ -112,7 +142,7 @@ def read_mask(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.nd
                 f"{path} is a mask of {facts.bits} bits in mode {facts.mode}, of which only 8 can be decoded; "
                 "save it as grey PNG of one class id a pixel"
             )
-        array = np.asarray(_turned(image))
+        array = np.asarray(upright(image))
     if facts.mode in _ALPHA_MODES:
         array = _without_alpha(array, path)
     return _as_ids(_one_channel(array, path), path)
@@ -143,45 +173,49 @@ def write_png(array: np.ndarray, path: str | os.PathLike) -> None:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike, max_pixels: int | None = None) -> "Iterator[PIL.Image.Image]":
+def _opened(source: str | os.PathLike | bytes, max_pixels: int | None = None) -> "Iterator[PIL.Image.Image]":
     """The image, opened but not decoded; whatever a decoder raises becomes a ValueError that names the file."""
     import PIL.Image
 
-    if not os.path.isfile(path):
+    is_content = isinstance(source, bytes)
+    path = file_name(source)
+    if not is_content and not os.path.isfile(path):
         raise ValueError(f"{path} is missing or no file; correct the path")
     try:
-        with PIL.Image.open(path, formats=FORMATS) as image:
+        with PIL.Image.open(BytesIO(source) if is_content else path, formats=FORMATS) as image:
             if max_pixels is not None:
                 check_shape(image.size, max_pixels, path)
                 _refuse_pages(image, path)
                 _refuse_scrambled(image, path)
             yield image
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{path} is too large ({error}); cut it or reduce its resolution") from error
+        raise SizeError(f"{path} is too large ({error}); cut it or reduce its resolution") from error
     except PIL.UnidentifiedImageError as error:
         raise ValueError(
             f"{path} is not an image of the formats {', '.join(FORMATS)}; copy the file again or convert it"
         ) from error
+    except MemoryError:
+        raise
     except ValueError as error:
-        if str(path) in str(error):
+        if path in str(error):
             raise
         raise _damaged(path, error) from error
     except Exception as error:  # decoders raise almost anything on a broken file
         raise _damaged(path, error) from error
 
 
-def _damaged(path: str | os.PathLike, error: Exception) -> ValueError:
+def _damaged(path: str, error: Exception) -> ValueError:
     return ValueError(f"{path} cannot be decoded ({type(error).__name__}: {error}); copy or convert the file again")
 
 
-def _refuse_pages(image: "PIL.Image.Image", path: str | os.PathLike) -> None:
+def _refuse_pages(image: "PIL.Image.Image", path: str) -> None:
     # The further frames of a camera's JPEG (MPO) are previews; those of TIFF and PNG are data.
     pages = getattr(image, "n_frames", 1)
     if image.format in _PAGED_FORMATS and pages > 1:
         raise ValueError(f"{path} holds {pages} pages or frames; save each as a file of its own")
 
 
-def _refuse_scrambled(image: "PIL.Image.Image", path: str | os.PathLike) -> None:
+def _refuse_scrambled(image: "PIL.Image.Image", path: str) -> None:
     # Pillow (12.3) maps such a file into memory with width and height exchanged, and so does `datasets`.
     if image.format == "TIFF" and any(tile[0] == "raw" for tile in image.tile):
         orientation = image.tag_v2.get(_ORIENTATION)
@@ -192,7 +226,8 @@ def _refuse_scrambled(image: "PIL.Image.Image", path: str | os.PathLike) -> None
             )
 
 
-def _turned(image: "PIL.Image.Image") -> "PIL.Image.Image":
+def upright(image: "PIL.Image.Image") -> "PIL.Image.Image":
+    """Decode a picture, turned as its EXIF orientation says, as `datasets` turns it."""
     import PIL.ExifTags
     import PIL.ImageOps
 

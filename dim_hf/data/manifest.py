@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dim_hf.data.limits import MAX_FILES
+from dim_hf.data.parquet import check_parquet, read_shared
 from dim_hf.data.rows import COLUMNS, SPLITS, TYPED_COLUMNS, row_features
-from dim_hf.data.volumes.volume import is_volume_file
+from dim_hf.data.volumes.volume import is_volume_file, volume_stem
 
 SUFFIXES = (".csv", ".parquet")
 NAMES = tuple(f"manifest{suffix}" for suffix in SUFFIXES)
@@ -23,6 +24,7 @@ _PATHS = ("image", "label")
 _MEANT = ("mask", "masks", "labels", "segmentation", "Mask", "Labels")
 _EXAMPLE = "image,label,domain,patient,split\nscans/a.png,masks/a.png,hospital_1,patient_7,train"
 _MAX_COLUMNS = 1000
+_MAX_TABLE_BYTES, _VALUE_BYTES = 2**31, 32  # of a parquet manifest in memory, and of each value beside its content
 _MAX_FIELD = 2**17  # characters of a CSV field: longer ones are no manifest
 
 
@@ -174,23 +176,42 @@ def _parse(column: str, text: str, where: str) -> Any:
 
 def _read_parquet(path: Path) -> dict[str, list]:
     try:
-        rows = pq.ParquetFile(path).metadata.num_rows
-        if rows > MAX_FILES:
-            raise ValueError(f"{path} has {rows} rows, more than the limit of {MAX_FILES}; split it")
-        table = pq.read_table(path, memory_map=True)
+        schema = pq.read_schema(path)
+        names = [_column(name.strip()) for name in schema.names]
+        _check_header(names, path)
+        for name, kind in zip(names, schema.types, strict=True):
+            if pa.types.is_nested(kind) and not isinstance(TYPED_COLUMNS.get(name), datasets.List):
+                hint = (
+                    "a manifest holds paths of files" if name in _PATHS else "write texts or numbers, or leave it out"
+                )
+                raise ValueError(f"{path}: {name} holds values of the type {kind}; {hint}")
+        check_parquet([path], max_rows=MAX_FILES, max_bytes=_MAX_TABLE_BYTES, each=_VALUE_BYTES)
+        columns = read_shared(path).columns
     except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} cannot be read as parquet ({error}); write it again") from error
-    _check_header(table.column_names, path)
-    columns = {}
-    for name in table.column_names:
-        values = table.column(name).to_pylist()
-        if name in _PATHS:
-            bad = next((value for value in values if value is not None and not isinstance(value, str)), None)
-            if bad is not None:
-                raise ValueError(f"{path}: {name} holds {type(bad).__name__} values; a manifest holds paths of files")
-        texts = name not in TYPED_COLUMNS
-        columns[name] = [str(value) if texts and value is not None else value for value in values]
-    return columns
+    return {name: _parquet_values(values, name, path) for name, values in zip(names, columns, strict=True)}
+
+
+def _parquet_values(column: pa.ChunkedArray, name: str, path: Path) -> list:
+    """Values of a column: texts without blanks around them, as in a CSV, unless they are typed."""
+    is_typed = name in TYPED_COLUMNS
+    values: list = []
+    for chunk in column.chunks:
+        if not pa.types.is_dictionary(chunk.type):
+            values += [value if is_typed else _text(value, name, path) for value in chunk.to_pylist()]
+            continue
+        words = [_text(word, name, path) for word in chunk.dictionary.to_pylist()]
+        values += [None if index is None else words[index] for index in chunk.indices.to_pylist()]
+    return values
+
+
+def _text(value: Any, column: str, path: Path) -> str | None:
+    """A value as a CSV would hold it; an empty one is None."""
+    if value is None:
+        return None
+    if column in _PATHS and not isinstance(value, str):
+        raise ValueError(f"{path}: {column} holds {type(value).__name__} values; a manifest holds paths of files")
+    return str(value).strip() or None
 
 
 def _check_texts(table: dict[str, list], path: Path) -> None:
@@ -212,7 +233,7 @@ def _absolute(value: str | None, folder: Path) -> str | None:
 
 
 def _fill_names(table: dict[str, list], path: Path) -> None:
-    stems = [_stem(image) for image in table["image"]]
+    stems = [volume_stem(image) for image in table["image"]]
     own_names = [name or stem for name, stem in zip(table["name"], stems, strict=True)]
     keys = list(zip(table["domain"], own_names, strict=True))
     if len(set(keys)) != len(keys) and not any(table["name"]):
@@ -231,14 +252,9 @@ def _fill_names(table: dict[str, list], path: Path) -> None:
     table["patient"] = [patient or name for patient, name in zip(table["patient"], own_names, strict=True)]
 
 
-def _stem(image: str) -> str:
-    name = Path(image).name
-    return name.removesuffix(".gz").rsplit(".", 1)[0] if is_volume_file(image) else Path(name).stem
-
-
 def _relative_stem(image: str, folder: Path) -> str:
     relative = Path(os.path.relpath(image, folder))
-    return (relative.parent / _stem(image)).as_posix()
+    return (relative.parent / volume_stem(image)).as_posix()
 
 
 def _image_feature(table: dict[str, list], path: Path) -> datasets.Image | datasets.Nifti:

@@ -49,11 +49,13 @@ class SampleStream:
     def __init__(self, name: str, size: int, seed: int, groups: Sequence[str] | None = None) -> None:
         if groups is not None and len(groups) != size:
             raise ValueError(f"{name}_domains has {len(groups)} entries, but the {name} pool has {size} images")
-        groups = np.asarray(groups if groups is not None else [""] * size)
+        names = groups if groups is not None else [""] * size
+        _, numbers, counts = np.unique(np.asarray(names, dtype=object), return_inverse=True, return_counts=True)
         self.name = name
         self.size = size
         self.seed = seed
-        self._members = [np.flatnonzero(groups == group) for group in sorted(set(groups.tolist()))]
+        # By group, groups in the order of their names, each by index.
+        self._members = np.split(np.argsort(numbers, kind="stable"), np.cumsum(counts)[:-1])
         self._round = (-1, np.zeros(1, dtype=np.int64))
         self._passes: dict[int, tuple[int, np.ndarray]] = {}
 

@@ -92,7 +92,12 @@ def _phantom(kind: str, options: PhantomOptions) -> Source:
 def _rows_and_description(
     dataset: str, patient_pattern: str | None
 ) -> tuple[datasets.Dataset, DatasetDescription | None]:
-    path = Path(dataset).expanduser()
+    try:
+        path = Path(dataset).expanduser()
+    except RuntimeError as error:
+        raise ValueError(
+            f"dataset {dataset!r} lies in the home of a user who is not known here; correct it"
+        ) from error
     manifest = find_manifest(path)
     if manifest:
         beside = manifest.parent / FILE_NAME

@@ -111,8 +111,9 @@ def semi_supervised_split(
     if allow_shared_patients:
         cases = [case._replace(patient=case.name) for case in cases]
     _check_patients(cases)
-    domains = sorted({case.domain for case in cases})
-    test_patients = {(d, p) for d in domains for p in _test_patients(_of(cases, d), d, seed, test_fraction)}
+    by_domain = _by_domain(cases)
+    domains = list(by_domain)
+    test_patients = {(d, p) for d in domains for p in _test_patients(by_domain[d], d, seed, test_fraction)}
     test = [case for case in cases if case.key in test_patients and case.has_label]
     training = [case for case in cases if case.key not in test_patients and case.split in ("", "train")]
     pool = _labeled_order(training, labeled_domain, seed)
@@ -135,7 +136,7 @@ def semi_supervised_split(
         labeled=_take(rows, labeled),
         unlabeled=_take(rows, unlabeled).remove_columns("label"),
         validation=_take(rows, validation),
-        test={domain: _take(rows, _of(test, domain)) for domain in domains if _of(test, domain)},
+        test={domain: _take(rows, own) for domain, own in _by_domain(test).items()},
         labeled_domain=labeled_domain,
         seed=seed,
     )
@@ -157,8 +158,7 @@ def mark_test_patients(rows: datasets.Dataset, *, seed: int, test_fraction: floa
     """
     cases = _cases(rows)
     split = list(rows["split"])
-    for domain in sorted({case.domain for case in cases}):
-        own = _of(cases, domain)
+    for domain, own in _by_domain(cases).items():
         patients = set(_test_patients(own, domain, seed, test_fraction))
         for case in own:
             split[case.index] = case.split or ("test" if case.patient in patients else "train")
@@ -291,6 +291,14 @@ def _first(pool: list[_Case], count: int, domain: str, num_validation: int) -> l
             "test_fraction"
         )
     return pool[:count]
+
+
+def _by_domain(cases: Iterable[_Case]) -> dict[str, list[_Case]]:
+    """The cases of each domain in their order, domains sorted by name."""
+    found: dict[str, list[_Case]] = {}
+    for case in cases:
+        found.setdefault(case.domain, []).append(case)
+    return dict(sorted(found.items()))
 
 
 def _of(cases: Iterable[_Case], domain: str) -> list[_Case]:

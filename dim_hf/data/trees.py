@@ -1,15 +1,15 @@
 """Walks folders of images and masks: sorted, without litter, folder names in upper or lower case."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from dim_hf.data.archives import visible
 
 IMAGE_FOLDERS = ("images", "image")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "segmentations", "segmentation")
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 PLAIN_TREE = "<domain>/{images,masks}/ or <domain>/{train,test}/{image,mask}/"
-_LITTER = ("__macosx", "__pycache__", "thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,6 @@ class Pair:
     mask: Path | None
     domain: str = ""
     split: str = ""
-
-
-def visible(folder: Path) -> list[Path]:
-    """What a folder holds, sorted by name, without hidden files and what operating systems leave behind."""
-    names = [name for name in os.listdir(folder) if not name.startswith(".") and name.lower() not in _LITTER]
-    return [folder / name for name in sorted(names)]
 
 
 def child(folder: Path, *names: str) -> Path | None:

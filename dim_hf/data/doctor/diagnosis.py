@@ -6,13 +6,12 @@ from typing import Any
 
 import datasets
 
-from dim_hf.data.description import DatasetDescription
+from dim_hf.data.description import IGNORE_INDEX, DatasetDescription
 from dim_hf.data.doctor.comparison import by_domain, find_all
 from dim_hf.data.doctor.findings import SEVERITIES, Finding, count_severities
 from dim_hf.data.doctor.inspection import Standard, inspect_rows
 from dim_hf.data.doctor.summary import DomainSummary, summarize
 
-IGNORE_INDEX = 255
 EXIT_CODES = {"error": 4, "warning": 3, "note": 0, None: 0}
 """Worst severity → exit code of the command; 1 and 2 are those of wrong input and wrong options."""
 

@@ -87,15 +87,18 @@ def evidence(image: np.ndarray, mask: np.ndarray) -> tuple[float, ...] | None:
         mask: (*S) integers, S of 2 or 3 axes.
 
     Returns:
-        A number in [0, 2] for each of `variants(mask.shape)`, or None where the reduced mask has one class only or
-        the image one value.
+        A number in [0, 2] for each of `variants(mask.shape)`, or None where the reduced mask has one class only, or
+        the image one value or values beyond float32.
     """
     if mask.ndim not in LONGEST:
         return None
     step = tuple(max(1, math.ceil(size / LONGEST[mask.ndim])) for size in mask.shape)
     if mask.ndim == 2 and mask.shape[0] == mask.shape[1]:
         step = (max(step),) * 2
-    small = _reduced(image.reshape(*mask.shape, -1), step)
+    with np.errstate(over="ignore", invalid="ignore"):
+        small = _reduced(image.reshape(*mask.shape, -1), step)
+    if not np.isfinite(small).all():  # values beyond float32
+        return None
     labels = mask[tuple(slice(s // 2, size // s * s, s) for size, s in zip(mask.shape, step, strict=True))]
     classes, labels = np.unique(labels, return_inverse=True)
     labels = labels.reshape(small.shape[:-1])

@@ -4,13 +4,14 @@ Both the gate before training (`checks.check_rows`) and the doctor read rows her
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 
+from dim_hf.data.description import IGNORE_INDEX
 from dim_hf.data.doctor.findings import Problem
 from dim_hf.data.doctor.flips import evidence
 from dim_hf.data.doctor.measures import (
@@ -84,7 +85,7 @@ class Standard:
     """
 
     num_labels: int
-    ignore_index: int | None = 255
+    ignore_index: int | None = IGNORE_INDEX
     max_pixels: int = MAX_PIXELS
     max_voxels: int = MAX_VOXELS
     spatial_dims: int | None = None
@@ -99,6 +100,7 @@ def inspect_rows(
     rows: datasets.Dataset,
     standard: Standard,
     *,
+    indices: Sequence[int] | None = None,
     num_workers: int | None = None,
     progress: bool = True,
     description: str = "checking files",
@@ -109,13 +111,14 @@ def inspect_rows(
     Args:
         rows: Rows with `image` and perhaps the other columns.
         standard: What they are held against.
+        indices: Which rows are looked at; all by default.
         num_workers: Threads or processes; see `parallel.parallel_map`.
         progress: Show a progress bar on the standard error stream.
         description: Stands before the bar.
         processes: Use processes for many rows; for programs with a `__main__` guard.
 
     Returns:
-        Facts and problems in the order of the rows; broken files raise nothing.
+        Facts and problems in the order of the indices; broken files raise nothing.
 
     Raises:
         ValueError: If there is no column `image`, or `num_workers` is below 1.
@@ -127,7 +130,7 @@ def inspect_rows(
     inspector = Inspector(rows, standard)
     return parallel_map(
         inspector.inspect,
-        range(len(rows)),
+        range(len(rows)) if indices is None else indices,
         description=description,
         unit="row",
         workers=num_workers,
@@ -243,6 +246,8 @@ class Inspector:
             return step()
         except FaultError as error:
             problems.append(Problem(error.code, error.problem, column))
+        except MemoryError:
+            problems.append(Problem("too-large", "this machine has not enough memory to look at the file", column))
         except Exception as error:  # the doctor outlives any file
             text = f"cannot be read ({type(error).__name__}: {error})"
             problems.append(Problem("unreadable-file", text, column))

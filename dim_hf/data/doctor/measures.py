@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ BINS = 32
 GRID_TOLERANCE_MM = 0.01
 _HISTOGRAM_PIXELS = 2**16
 _COUNTABLE = 2**16
+_CHUNK = 2**20  # pixels; counting takes eight bytes of each
+_MANY = 2**16  # different values
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +60,11 @@ def check_image(content: Content) -> None:
         raise FaultError("unreadable-file", f"the pixels are of type {image.dtype}, which is no real number")
     if image.size == 0:
         raise FaultError("unreadable-file", f"the image has no pixels (its shape is {image.shape})")
-    if image.dtype.kind == "f" and not math.isfinite(float(image.sum(dtype=np.float64))):
+    if image.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum may also be infinite for large values
+        total = float(image.sum(dtype=np.float64))
+    if not math.isfinite(total):
         count = int(image.size - np.isfinite(image).sum())
         if count:
             raise FaultError("not-finite", f"{count} of {image.size} pixels are NaN or infinite")
@@ -150,8 +157,9 @@ def _histogram(array: np.ndarray, low: float, high: float) -> np.ndarray:
     if array.dtype == np.uint8:
         bins = sample // (256 // BINS)
     else:
-        scale = BINS / (high - low) if high > low else 0.0
-        bins = np.minimum((sample.astype(np.float64) - low) * scale, BINS - 1).astype(np.uint8)
+        span = high / 2 - low / 2  # halves: the whole span of the largest floats is infinite
+        shares = (sample.astype(np.float64) / 2 - low / 2) / (span if span > 0 else 1.0)
+        bins = np.minimum(shares * BINS, BINS - 1).astype(np.uint8)
     counts = [np.bincount(bins[..., channel].ravel(), minlength=BINS) for channel in range(array.shape[-1])]
     return (np.stack(counts) / max(sample[..., 0].size, 1)).astype(np.float32)
 
@@ -187,30 +195,33 @@ def count_values(mask: np.ndarray, num_labels: int, ignore_index: int | None) ->
     """
     if mask.dtype.kind not in "biuf":
         raise FaultError("unreadable-file", f"the pixels are of type {mask.dtype}, which is no real number")
-    if mask.dtype.kind == "f":
-        broken = ~np.isfinite(mask) | (mask != np.trunc(mask))
-        if broken.any():
-            values = np.unique(mask[broken])
-            raise FaultError("mask-not-integer", f"the mask has values that are no integers ({_listed(values)})")
-    counts = _counts(mask)
+    counts: Counter[int] = Counter()
+    flat = mask.ravel(order="K")  # "K": no copy of a volume in Fortran order
+    for start in range(0, flat.size, _CHUNK):
+        counts.update(_counts(flat[start : start + _CHUNK]))
+        if len(counts) > _MANY:
+            break  # no label map: the first of its values are refused below
     allowed = set(range(num_labels)) | ({ignore_index} - {None})
     if set(counts) - allowed:
         classes = f"0..{num_labels - 1}" + (f" (or {ignore_index} to ignore)" if ignore_index is not None else "")
         values = sorted(set(counts) - allowed)
         raise FaultError("mask-values", f"the mask has the values {_listed(values)} outside {classes}")
-    return counts
+    return dict(counts)
 
 
-def _counts(mask: np.ndarray) -> dict[int, int]:
-    if mask.size == 0:
-        return {}
-    if mask.dtype == np.bool_:
-        mask = mask.view(np.uint8)
-    if mask.dtype == np.uint8 or (mask.min() >= 0 and mask.max() < _COUNTABLE):
-        found = np.bincount(mask.ravel().astype(np.intp, copy=False))
+def _counts(values: np.ndarray) -> dict[int, int]:
+    if values.dtype.kind == "f":
+        broken = ~np.isfinite(values) | (values != np.trunc(values))
+        if broken.any():
+            found = np.unique(values[broken])
+            raise FaultError("mask-not-integer", f"the mask has values that are no integers ({_listed(found)})")
+    if values.dtype == np.bool_:
+        values = values.view(np.uint8)
+    if values.dtype == np.uint8 or (values.min() >= 0 and values.max() < _COUNTABLE):
+        found = np.bincount(values.astype(np.intp, copy=False))
         return {int(value): int(found[value]) for value in np.flatnonzero(found)}
-    values, counts = np.unique(mask, return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    found, numbers = np.unique(values, return_counts=True)
+    return {int(value): int(number) for value, number in zip(found, numbers, strict=True)}
 
 
 def _listed(values: Collection[float]) -> str:

@@ -1,15 +1,16 @@
 """Small pictures of images with their masks, as data URIs for a page that needs nothing else."""
 
-import base64
 import io
 from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 
+from dim_hf.data.description import IGNORE_INDEX
 from dim_hf.data.doctor.inspection import Inspector
 from dim_hf.data.doctor.measures import channels_last
 from dim_hf.data.doctor.reading import Content
+from dim_hf.pages import data_uri
 
 LONGEST = 160
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
@@ -36,7 +37,7 @@ class Picture:
     height: int
 
 
-def draw(inspector: Inspector, index: int, ignore_index: int | None = 255) -> Picture | None:
+def draw(inspector: Inspector, index: int, ignore_index: int | None = IGNORE_INDEX) -> Picture | None:
     """A picture of at most 160 pixels of row `index`, or None if its image cannot be read or shown.
 
     Grey images and those of more than 8 bits are stretched from their 1st to their 99th percentile. Volumes show the
@@ -132,4 +133,4 @@ def _colored(labels: np.ndarray, ignore_index: int | None) -> PIL.Image.Image:
 def _uri(picture: PIL.Image.Image, kind: str) -> str:
     stream = io.BytesIO()
     picture.save(stream, kind, **({"quality": 85} if kind == "JPEG" else {"optimize": True}))
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_uri(stream.getvalue(), kind.lower())

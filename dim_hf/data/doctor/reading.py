@@ -1,25 +1,24 @@
-"""Reads one file of a row, whatever its state: the header before the pixels, every failure with a code."""
+"""Reads one file of a row, whatever its state, with the limits of all readers: every failure with a code."""
 
-import gzip
 import math
 import os
-import threading
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dim_hf.data.doctor.findings import Problem
-from dim_hf.data.images import FORMATS
+from dim_hf.data.images import PictureFacts, open_picture, upright
+from dim_hf.data.limits import SizeError, file_name
+from dim_hf.data.volumes.header import PlaceError
+from dim_hf.data.volumes.nifti import read_nifti_as_stored
 
-_LARGE = 2**25  # voxels; two of such at a time, so that threads do not fill the memory
-_large_files = threading.BoundedSemaphore(2)
-_TRUNCATED = ("truncat", "broken data stream", "could the file be damaged", "end-of-stream", "unexpected end of")
-_ALPHA_MODES = ("RGBA", "LA")
-_PLAIN_MODES = ("1", "L", "RGB", "I", "F")
+_TRUNCATED = (
+    "truncat", "broken data stream", "could the file be damaged", "end-of-stream", "unexpected end of", "cut short:"
+)  # fmt: skip
+_PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA", "I", "F")
 
 
 class FaultError(Exception):
@@ -63,20 +62,38 @@ def read_content(feature: Any, value: Any, column: str, max_pixels: int) -> Cont
     if value is None:
         raise FaultError("no-image", f"the row has no {'image' if column == 'image' else 'mask'}")
     reader = _READERS.get(type(feature).__name__)
+    if reader is None:
+        array = np.asarray(value)
+        check_size(array.shape, max_pixels)
+        return Content(array)
+    _check_file(value)
+    source = value["path"] if value["bytes"] is None else value["bytes"]
     try:
-        if reader is None:
-            array = np.asarray(value)
-            check_size(array.shape, max_pixels)
-            return Content(array)
-        _check_file(value)
-        return reader(value, column, max_pixels)
-    except (FaultError, KeyboardInterrupt, SystemExit):
-        raise
-    except Exception as error:  # decoders raise almost anything on a broken file
-        text = str(error) or "no reason given"
-        early = isinstance(error, EOFError) or any(part in text.lower() for part in _TRUNCATED)
+        return reader(source, column, max_pixels)
+    except MemoryError as error:
+        raise FaultError("too-large", "this machine has not enough memory to read the file") from error
+    except SizeError as error:
+        raise FaultError("too-large", _said(error, source).rpartition("; ")[0]) from error
+    except PlaceError as error:
+        raise FaultError("invalid-affine", _said(error, source)) from error
+    except Exception as error:  # the doctor outlives any file
+        reasons = list(_causes(error))
+        early = any(isinstance(reason, EOFError) for reason in reasons)
+        early |= any(part in _said(reason, source).lower() for reason in reasons for part in _TRUNCATED)
         code = "truncated-file" if early else "unreadable-file"
-        raise FaultError(code, f"cannot be read ({type(error).__name__}: {text})") from error
+        raise FaultError(code, f"cannot be read ({_said(error, source)})") from error
+
+
+def _said(error: Exception, source: str | bytes) -> str:
+    """An error's text without the file's name, which stands before it in a finding."""
+    text = str(error).replace(file_name(source), "the file")
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text or 'no reason given'}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 def check_size(shape: Iterable[int], max_pixels: int) -> None:
@@ -102,74 +119,31 @@ def _check_file(value: dict) -> None:
         raise FaultError("empty-file", "cannot be read (the file is empty, 0 bytes)")
 
 
-def _read_picture(value: dict, column: str, max_pixels: int) -> Content:
-    import PIL.ExifTags
-    import PIL.Image
-    import PIL.ImageOps
-
-    source = value["path"] if value["bytes"] is None else BytesIO(value["bytes"])
-    try:
-        with PIL.Image.open(source, formats=FORMATS) as image:
-            check_size(image.size, max_pixels)
-            problems = tuple(_oddities(image, column))
-            has_alpha = image.mode in _ALPHA_MODES
-            # Turned as `datasets` turns it when it decodes; a mask seldom carries the tag of its image.
-            turned = image.getexif().get(PIL.ExifTags.Base.Orientation) is not None
-            picture = PIL.ImageOps.exif_transpose(image) if turned else image
-            # As the image processor sees it; the palette's indices of a mask are its classes.
-            plain = column == "label" or has_alpha or image.mode in _PLAIN_MODES or image.mode.startswith("I;16")
-            array = np.asarray(picture if plain else picture.convert("RGB"))
-    except PIL.UnidentifiedImageError as error:
-        raise FaultError("unreadable-file", "cannot be read (it is no picture of a known format)") from error
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise FaultError("too-large", f"the image is too large ({error})") from error
-    if has_alpha and column == "image":
-        array = array[..., 0] if array.shape[-1] == 2 else array[..., :-1]
+def _read_picture(source: str | bytes, column: str, max_pixels: int) -> Content:
+    """A picture as training sees it; a mask by its values, which are a palette's indices."""
+    with open_picture(source, max_pixels=max_pixels) as (image, facts):
+        problems = tuple(_oddities(facts, column))
+        # Turned as `datasets` turns it when it decodes; a mask seldom carries the tag of its image.
+        picture = upright(image)
+        plain = column == "label" or facts.mode in _PLAIN_MODES or facts.mode.startswith("I;16")
+        array = np.asarray(picture if plain else picture.convert("RGB"))
+    if column == "image" and facts.mode in ("LA", "RGBA"):
+        array = array[..., 0] if facts.mode == "LA" else array[..., :-1]
     return Content(array, ndim=2, problems=problems)
 
 
-def _oddities(image: Any, column: str) -> Iterable[Problem]:
+def _oddities(facts: PictureFacts, column: str) -> Iterable[Problem]:
     """What the header of a picture tells."""
-    if column == "image" and (image.mode in (*_ALPHA_MODES, "PA") or "transparency" in image.info):
-        yield Problem("alpha-channel", f"the image is stored as {image.mode} with transparency")
-    if column == "label" and (image.mode in ("I", "F") or image.mode.startswith("I;16")):
-        bits = 16 if image.mode.startswith("I;16") else 32
-        yield Problem("wide-mask", f"the mask is stored with {bits} bits a pixel (mode {image.mode})", column)
+    if column == "image" and facts.has_alpha:
+        yield Problem("alpha-channel", f"the image is stored as {facts.mode} with transparency")
+    if column == "label" and (facts.mode in ("I", "F") or facts.mode.startswith("I;16")):
+        bits = 16 if facts.mode.startswith("I;16") else 32
+        yield Problem("wide-mask", f"the mask is stored with {bits} bits a pixel (mode {facts.mode})", column)
 
 
-def _read_nifti(value: dict, column: str, max_pixels: int) -> Content:
-    import nibabel
-
-    if value["bytes"] is None:
-        volume = nibabel.load(value["path"])
-    else:
-        volume = nibabel.Nifti1Image.from_bytes(_unzip(value["bytes"], max_pixels))
-    check_size(volume.shape, max_pixels)
-    large = math.prod(volume.shape) > _LARGE
-    with _large_files if large else nullcontext():
-        return Content(_voxels(volume), affine=np.asarray(volume.affine, np.float64))
+def _read_nifti(source: str | bytes, column: str, max_pixels: int) -> Content:
+    voxels, affine = read_nifti_as_stored(source if isinstance(source, bytes) else Path(source), max_pixels)
+    return Content(voxels, affine=affine)
 
 
-def _voxels(volume: Any) -> np.ndarray:
-    """The voxels in their own type, or in float32 where they are scaled: float64 would double the memory."""
-    data = volume.dataobj
-    if (getattr(data, "slope", 1), getattr(data, "inter", 0)) == (1, 0):
-        return np.asanyarray(data)
-    return volume.get_fdata(dtype=np.float32, caching="unchanged")
-
-
-def _unzip(content: bytes, max_pixels: int) -> bytes:
-    """The bytes of a NIfTI file, no more of them than its header promises."""
-    from nibabel import Nifti1Header
-
-    if content[:2] != b"\x1f\x8b":
-        return content
-    with gzip.GzipFile(fileobj=BytesIO(content)) as stream:
-        start = stream.read(Nifti1Header.sizeof_hdr)
-        header = Nifti1Header(start)
-        check_size(header.get_data_shape(), max_pixels)
-        size = int(header["vox_offset"]) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-        return start + stream.read(max(size - len(start), 0))
-
-
-_READERS: dict[str, Callable[[dict, str, int], Content]] = {"Image": _read_picture, "Nifti": _read_nifti}
+_READERS: dict[str, Callable[[str | bytes, str, int], Content]] = {"Image": _read_picture, "Nifti": _read_nifti}

@@ -8,8 +8,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
+from dim_hf.data.description import IGNORE_INDEX
 from dim_hf.data.doctor import text
-from dim_hf.data.doctor.diagnosis import IGNORE_INDEX, Diagnosis
+from dim_hf.data.doctor.diagnosis import Diagnosis
 from dim_hf.data.doctor.findings import CODES, Code, Finding, count_severities
 from dim_hf.data.doctor.flips import MIN_LEAD
 from dim_hf.data.doctor.inspection import Inspector, Standard
@@ -17,6 +18,7 @@ from dim_hf.data.doctor.measures import BINS
 from dim_hf.data.doctor.pictures import COLORS, Picture, draw
 from dim_hf.data.doctor.summary import DomainSummary, Histogram
 from dim_hf.data.rows import is_present
+from dim_hf.pages import render_page
 
 SAMPLES = 8
 FAULTY = 24
@@ -79,21 +81,13 @@ def render_report(diagnosis: Diagnosis, rows: datasets.Dataset, dataset: str) ->
         rows: The same rows: the chosen ones are read once more.
         dataset: Name of the data set, for the heading; files below a folder of that name are shown without it.
     """
-    import jinja2
-
     diagnosis = diagnosis.relative_to(dataset)
-
     dims = diagnosis.description.spatial_dims
     inspector = Inspector(rows, Standard(diagnosis.description.num_labels, IGNORE_INDEX, spatial_dims=dims))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dim_hf.data.doctor", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = _names(diagnosis, rows)
-    return environment.get_template("doctor.html.jinja").render(
+    return render_page(
+        "dim_hf.data.doctor",
+        "doctor.html.jinja",
         dataset=dataset,
         diagnosis=diagnosis,
         verdict=text.verdict(diagnosis),

@@ -141,10 +141,13 @@ def _histogram(images: Sequence[ImageFacts]) -> Histogram | None:
     if all(image.dtype == "uint8" for image in images):
         low, high = 0.0, 256.0
     else:
-        low = float(np.percentile([_range(image)[0] for image in images], 5))
-        high = float(np.percentile([_range(image)[1] for image in images], 95))
-        high = high if high > low else low + 1.0
-    edges = np.linspace(low, high, BINS + 1)
+        # Of halves: the span of the largest floats is none.
+        low, high = (
+            2 * float(np.percentile([_range(image)[end] / 2 for image in images], share))
+            for end, share in ((0, 5), (1, 95))
+        )
+        high = high if high > low else low + max(1.0, abs(low) / 2)
+    edges = _edges(low, high)
     total = np.zeros((channels, BINS))
     for image in images:
         total += _rebinned(image, edges)
@@ -156,12 +159,16 @@ def _range(image: ImageFacts) -> tuple[float, float]:
     return (0.0, 256.0) if image.dtype == "uint8" else (image.low, image.high)
 
 
+def _edges(low: float, high: float) -> np.ndarray:
+    return 2 * np.linspace(low / 2, high / 2, BINS + 1)
+
+
 def _rebinned(image: ImageFacts, edges: np.ndarray) -> np.ndarray:
     """Shares of an image in other bins, as if its values were spread evenly within each of its own."""
     low, high = _range(image)
     if low == high:
         return np.tile(np.histogram(np.clip(low, edges[0], edges[-1]), edges)[0], (len(image.histogram), 1))
-    own = np.linspace(low, high, BINS + 1)
+    own = _edges(low, high)
     inner = edges[1:-1]
     sums = [np.interp(inner, own, np.concatenate([[0], np.cumsum(channel)])) for channel in image.histogram]
     return np.stack([np.diff(np.concatenate([[0], below, [1]])) for below in sums])

@@ -6,20 +6,24 @@ from itertools import groupby
 from dim_hf.data.doctor.diagnosis import Diagnosis
 from dim_hf.data.doctor.findings import CODES, Finding, count_severities
 from dim_hf.data.doctor.summary import DomainSummary
+from dim_hf.data.texts import printable
 
 _SHOWN = 5
 _SPLIT_WORDS = {"": "no split"}
 
 
 def format_text(diagnosis: Diagnosis, dataset: str) -> str:
-    """Readable lines, no wider than the file names force them to be.
+    """Readable lines, no wider than the file names force them to be, whatever characters those hold.
 
     Args:
         diagnosis: What the doctor found.
         dataset: Name of the data set, for the first line; files below a folder of that name are shown without it.
     """
     diagnosis = diagnosis.relative_to(dataset)
-    lines = [f"{dataset}: {count(diagnosis.rows, 'image')} of {count(len(diagnosis.domains), 'domain')}", ""]
+    lines = [
+        f"{printable(dataset)}: {count(diagnosis.rows, 'image')} of {count(len(diagnosis.domains), 'domain')}",
+        "",
+    ]
     lines += _table(diagnosis.domains)
     lines += ["", verdict(diagnosis)]
     for code, items in by_code(diagnosis.findings):
@@ -85,7 +89,7 @@ _COLUMNS = {
 
 def _table(domains: Sequence[DomainSummary]) -> list[str]:
     """Aligned columns; those without any value are left out."""
-    columns = {title: [value(summary) for summary in domains] for title, value in _COLUMNS.items()}
+    columns = {title: [printable(value(summary)) for summary in domains] for title, value in _COLUMNS.items()}
     kept = {title: cells for title, cells in columns.items() if set(cells) != {"-"}}
     widths = {title: max(map(len, [title, *cells])) for title, cells in kept.items()}
     rows = [list(kept), *([cells[number] for cells in kept.values()] for number in range(len(domains)))]
@@ -98,7 +102,7 @@ def _group(code: str, items: Sequence[Finding]) -> Iterator[str]:
     kind = CODES[code]
     yield f"{kind.severity.upper()} {code}: {kind.title} ({len(items)})"
     for item in items[:_SHOWN]:
-        yield f"  {item.file}: {item.problem}"
+        yield f"  {printable(item.file)}: {printable(item.problem)}"
     if len(items) > _SHOWN:
         yield f"  ... and {len(items) - _SHOWN} more (--html and --json list them)"
     yield f"  Fix: {kind.fix}"

@@ -16,6 +16,7 @@ from huggingface_hub import DatasetCardData
 
 from dim_hf.data.description import DatasetDescription
 from dim_hf.data.hub.files import DATA_FOLDER, UNDECIDED, Part, config_names
+from dim_hf.data.images import FORMATS
 from dim_hf.data.rows import column_view, is_present
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md.jinja")
@@ -80,10 +81,10 @@ def render_card(
     """README.md of a data set: front matter and text.
 
     Args:
-        rows: Rows without obstacles (see `hub_files.find_obstacles`); of the images, headers are read.
+        rows: Rows without obstacles (see `files.find_obstacles`); of the images, headers are read.
         description: Classes, licence, source and the like; every text of it is escaped.
         repo_id: `org/name`.
-        parts: The written files, as `hub_files.write_parts` gives them.
+        parts: The written files, as `files.write_parts` gives them.
         faults: What is known to be wrong with the data.
         download_bytes: Size of each configuration's files in bytes.
     """
@@ -170,7 +171,7 @@ def _shape(reader: Callable[[io.BufferedIOBase], tuple[int, ...]], value: dict) 
 def _picture_size(file: io.BufferedIOBase) -> tuple[int, ...]:
     import PIL.Image
 
-    with PIL.Image.open(file) as image:
+    with PIL.Image.open(file, formats=FORMATS) as image:
         return image.size
 
 

@@ -3,13 +3,12 @@
 import os
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -82,24 +81,34 @@ def config_names(domains: Iterable[str]) -> dict[str, str]:
     return names
 
 
+def description_obstacles(description: DatasetDescription) -> list[str]:
+    """Everything in a description that keeps it from being published, each as a sentence with its fix."""
+    obstacles = []
+    if description.licence.strip().lower() in _NO_LICENCE:
+        obstacles.append("the licence is empty; give the one that the data's owner chose, e.g. --licence cc-by-4.0")
+    if not any(source.strip() for source in description.source):
+        obstacles.append(
+            "the source is empty; say where the data come from (--origin, or `source` of the description)"
+        )
+    return obstacles + _local_paths("description", _texts(asdict(description)))
+
+
 def find_obstacles(rows: datasets.Dataset, description: DatasetDescription, faults: Iterable[str] = ()) -> list[str]:
     """Everything that keeps rows and description from being published, each as a sentence with its fix.
 
     No file is opened; `checks.find_faults` does that. Known `faults` are looked through for local paths.
     """
-    obstacles = []
-    if description.licence.strip().lower() in _NO_LICENCE:
-        obstacles.append("the licence is empty; give the one that the data's owner chose, e.g. --licence cc-by-4.0")
-    if not any(source.strip() for source in description.source):
-        obstacles.append("the source is empty; write where the data come from into `source` of the description")
-    for where, texts in (("description", _texts(asdict(description))), ("list of known faults", faults)):
-        local = [text for text in texts if _LOCAL_PATH_IN_TEXT.search(text)]
-        obstacles += [f"the {where} names a local path ({text!r}); remove it" for text in local]
+    obstacles = description_obstacles(description) + _local_paths("list of known faults", faults)
     missing = [column for column in COLUMNS if column not in rows.column_names]
     if missing or not len(rows):
         found = f"the rows lack the columns {missing}" if missing else "there are no rows"
         return [*obstacles, f"{found}; read the data with a reader of this package"]
     return obstacles + _obstacles_of_rows(rows)
+
+
+def _local_paths(where: str, texts: Iterable[str]) -> list[str]:
+    local = [text for text in texts if _LOCAL_PATH_IN_TEXT.search(text)]
+    return [f"the {where} names a local path ({text!r}); remove it" for text in local]
 
 
 def without_folders(texts: Iterable[str], rows: datasets.Dataset) -> list[str]:
@@ -188,14 +197,15 @@ def write_parts(
     Raises:
         ValueError: If the file of an image is missing, remote or larger than 2 GB; it is named.
     """
-    domains = np.array(rows["domain"], dtype=object)
-    splits = np.array([split or UNDECIDED for split in rows["split"]], dtype=object)
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, (domain, split) in enumerate(zip(rows["domain"], rows["split"], strict=True)):
+        members[domain, split or UNDECIDED].append(index)
     parts = []
     with tqdm(total=len(rows), desc="writing parquet", unit="row", disable=not progress) as bar:
-        for domain, config in config_names(domains).items():
+        for domain, config in config_names(domain for domain, _ in members).items():
             for split in SPLITS:
-                indices = np.flatnonzero((domains == domain) & (splits == split))
-                if len(indices):
+                indices = members.get((domain, split), [])
+                if indices:
                     path = folder / DATA_FOLDER / config
                     written = _write_shards(rows.select(indices), path, split, max_shard_bytes, bar)
                     files = tuple(file.relative_to(folder).as_posix() for file in written[0])

@@ -2,18 +2,22 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 from datasets.features.features import require_storage_embed
 from huggingface_hub import snapshot_download
 
+from dim_hf.data.archives import MAX_RATIO, RATIO_FREE_BYTES
 from dim_hf.data.description import FILE_NAME, DatasetDescription, read_description
 from dim_hf.data.hub.errors import check_repo_id, first_line, hub_errors
+from dim_hf.data.limits import MAX_FILES, MAX_UNPACKED_BYTES
+from dim_hf.data.parquet import check_parquet
 from dim_hf.data.rows import COLUMNS, SPLITS, require_columns
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
@@ -120,9 +124,11 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 def _load_parquet(folder: Path, where: str, cache_dir: str | None) -> list[tuple[str, str, datasets.Dataset]]:
     """Configuration, split and rows of all parts."""
-    if not any(folder.rglob("*.parquet")):
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
         raise ValueError(f"{where} holds no parquet files; push it with examples/push_dataset.py or `push_to_hub`")
     parts = []
+    _check_extent(files)
     with _read_errors(folder, where):
         builders = [
             datasets.load_dataset_builder(str(folder), config, cache_dir=cache_dir)
@@ -136,6 +142,14 @@ def _load_parquet(folder: Path, where: str, cache_dir: str | None) -> list[tuple
             splits = builder.as_dataset()
         parts += [(builder.config.name, str(split), rows) for split, rows in splits.items()]
     return parts
+
+
+def _check_extent(files: Sequence[Path]) -> None:
+    """Refuse what would unpack to more than an archive may, but for twice what was downloaded."""
+    packed = sum(file.stat().st_size for file in files)
+    most = max(RATIO_FREE_BYTES, 2 * packed, min(MAX_RATIO * packed, MAX_UNPACKED_BYTES))
+    with suppress(OSError, pa.ArrowException):  # the reader says what is wrong
+        check_parquet(files, max_rows=MAX_FILES, max_bytes=most)
 
 
 @contextmanager

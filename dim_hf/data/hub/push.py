@@ -17,9 +17,17 @@ from dim_hf.data.description import FILE_NAME, DatasetDescription, write_descrip
 from dim_hf.data.doctor.findings import CODES, Finding
 from dim_hf.data.hub.card import render_card
 from dim_hf.data.hub.errors import check_repo_id, hub_errors
-from dim_hf.data.hub.files import DATA_FOLDER, MAX_SHARD_BYTES, Part, find_obstacles, without_folders, write_parts
+from dim_hf.data.hub.files import (
+    DATA_FOLDER,
+    MAX_SHARD_BYTES,
+    Part,
+    description_obstacles,
+    find_obstacles,
+    without_folders,
+    write_parts,
+)
+from dim_hf.data.texts import numbered
 
-_SHOWN = 10
 _SHOWN_FINDINGS = 3
 
 
@@ -51,6 +59,27 @@ def publish(
     _refuse(repo_id, obstacles + errors)
     faults = without_folders(_summaries(item for item in findings if item.severity != "error"), rows)
     return push_dataset(rows, described, repo_id, private=private, token=token, faults=faults)
+
+
+def check_description(description: DatasetDescription, repo_id: str, *, token: str | None = None) -> None:
+    """Refuse what `publish` would refuse whatever the rows are, before work goes into them.
+
+    Args:
+        description: What the rows will mean.
+        repo_id: `org/name`.
+        token: See `push_dataset`.
+
+    Raises:
+        ValueError: With everything that is missing or wrong.
+    """
+    check_repo_id(repo_id)
+    _refuse(repo_id, description_obstacles(description))
+    _require_token(repo_id, token)
+
+
+def _require_token(repo_id: str, token: str | None) -> None:
+    if (token or get_token()) is None:
+        raise ValueError(f"{repo_id} cannot be pushed without a token: run `hf auth login`, or set HF_TOKEN")
 
 
 def _summaries(findings: Iterable[Finding]) -> list[str]:
@@ -112,8 +141,7 @@ def push_dataset(
         faults = []
         obstacles += [str(fault) for fault in find_faults(rows, description.num_labels, progress=progress)]
     _refuse(repo_id, obstacles)
-    if (token or get_token()) is None:
-        raise ValueError(f"{repo_id} cannot be pushed without a token: run `hf auth login`, or set HF_TOKEN")
+    _require_token(repo_id, token)
     api = HfApi(token=token)
     with TemporaryDirectory(prefix="dim_hf_push_") as name, _progress_bars(progress), hub_errors(repo_id, "pushed"):
         remote = _remote_state(api, repo_id, private)
@@ -145,10 +173,7 @@ def _with_licence(description: DatasetDescription, licence: str | None) -> Datas
 
 def _refuse(repo_id: str, obstacles: Sequence[str]) -> None:
     if obstacles:
-        shown = [f"  {number}. {text}" for number, text in enumerate(obstacles[:_SHOWN], start=1)]
-        if len(obstacles) > _SHOWN:
-            shown.append(f"  ... and {len(obstacles) - _SHOWN} more")
-        raise ValueError(f"{repo_id} was not pushed; correct this first:\n" + "\n".join(shown))
+        raise ValueError(f"{repo_id} was not pushed; correct this first:\n{numbered(obstacles)}")
 
 
 def _remote_state(api: HfApi, repo_id: str, private: bool) -> tuple[str, list[str]] | None:

@@ -9,21 +9,20 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from dim_hf.data.description import IGNORE_INDEX
 from dim_hf.data.images import EXTENSIONS, PictureFacts, picture_facts
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
-from dim_hf.data.importers.finding import base_folder, read_pictures, relative
+from dim_hf.data.importers.finding import base_folder, read_pictures, refuse_twins, relative
 from dim_hf.data.importers.volume_folders import copies, read_pair
 from dim_hf.data.patients import compile_pattern, patient_of
 from dim_hf.data.trees import Formats, by_stem, files_in
 from dim_hf.data.volumes.volume import VOLUME_EXTENSIONS, is_volume_file, read_header, volume_stem
 
-IGNORED = 255
 _DESCRIPTION = "dataset.json"
 _MAX_JSON_BYTES = 2**26
 _MAX_TEXT = 500
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _COMPANIONS = (".json", ".raw", ".zraw", ".raw.gz")
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def parse_labels(labels: Any, where: Path) -> _Labels:
     return _Labels(
         id2label={0: background[0], **{ids[value]: _class_name(value, named) for value in values}},
         structures={name: sorted(ids[value] for value in region) for name, region in named.items()},
-        label_values={**ids, **dict.fromkeys(ignored, IGNORED)},
+        label_values={**ids, **dict.fromkeys(ignored, IGNORE_INDEX)},
     )
 
 
@@ -341,11 +340,11 @@ def _is_plain(image: Path) -> bool:
 
 def _is_color(image: Path) -> bool:
     facts = _facts(image)
-    return facts is not None and facts.mode not in _GREY_MODES
+    return facts is not None and not facts.is_grey
 
 
 def _found(cases: list[Case], data: _Set, notes: Sequence[str], **fields: Any) -> Found:
-    _refuse_twins(cases)
+    refuse_twins((case.name, case.source) for case in cases)
     labels, values = data.labels, data.values
     origin = [_text(values, "name", "dataset_name"), _text(values, "description"), _text(values, "reference")]
     return Found(
@@ -359,14 +358,6 @@ def _found(cases: list[Case], data: _Set, notes: Sequence[str], **fields: Any) -
         split_rule="labeled cases of imagesTs are test; the others are open",
         **fields,
     )
-
-
-def _refuse_twins(cases: Sequence[Case]) -> None:
-    seen: dict[str, Path] = {}
-    for case in cases:
-        if case.name in seen:
-            raise ValueError(f"{case.source} and {seen[case.name]} are both case {case.name!r}; rename or remove one")
-        seen[case.name] = case.source
 
 
 MSD = Layout(

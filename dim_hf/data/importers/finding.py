@@ -1,12 +1,13 @@
 """What several layouts need: the folder they start at, label values, and reading a picture with its mask."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from dim_hf.data.archives import visible
 from dim_hf.data.images import EXTENSIONS, read_mask, read_picture
-from dim_hf.data.trees import Formats, visible
+from dim_hf.data.trees import Formats
 
 PICTURES = Formats("an image file", EXTENSIONS)
 MAX_VALUES = 32
@@ -41,6 +42,22 @@ def base_folder(root: Path, fits: Callable[[Path], bool], tree: str, depth: int 
     raise ValueError(
         f"{root} holds {_listed(names) or 'nothing'}, but the layout is {tree}; name the folder that holds it"
     )
+
+
+def refuse_twins(cases: Iterable[tuple[str, Path]]) -> None:
+    """Refuse two cases of one name.
+
+    Args:
+        cases: Name and source of each.
+
+    Raises:
+        ValueError: Naming both sources.
+    """
+    seen: dict[str, Path] = {}
+    for name, source in cases:
+        if name in seen:
+            raise ValueError(f"{source} and {seen[name]} are both case {name!r}; rename or remove one")
+        seen[name] = source
 
 
 def relative(path: Path, root: Path) -> str:

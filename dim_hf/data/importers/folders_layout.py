@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from dim_hf.data.description import IGNORE_INDEX
 from dim_hf.data.images import EXTENSIONS, picture_facts, read_mask
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.importers.finding import MAX_VALUES, count_of, label_values, read_pictures, relative
@@ -18,13 +19,9 @@ from dim_hf.data.volumes.volume import VOLUME_EXTENSIONS, is_volume_file, read_v
 from dim_hf.metrics.cases import default_structures
 
 FOLDERS_TREE = "<domain>/{images,masks}/ or <domain>/{train,test}/{image,mask}/, pictures or volumes"
-IGNORED = 255
-"""Value of ignored pixels, in masks and in label maps."""
-
 _FORMATS = Formats(
     "an image or volume", (*EXTENSIONS, *VOLUME_EXTENSIONS), companions=(".raw", ".zraw", ".raw.gz", ".img")
 )
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 # Modes whose pixels are read as a file holds them.
 _PLAIN_MODES = ("L", "RGB", "I;16")
 _JPEG = (".jpg", ".jpeg")
@@ -93,8 +90,8 @@ def resolve_label_map(values: Iterable[int], class_names: Sequence[str] | None, 
     With K the number of `class_names`, or the largest value + 1 (at most `MAX_VALUES`) without them:
 
     - 0 and 255 alone are background and foreground.
-    - Values in 0..K-1 are class ids.
-    - 255 beside all of 0..K-1 marks ignored pixels, and stays.
+    - Values in 0..K-1 are class ids; 255 beside them marks ignored pixels, and stays. Where names are given, that
+      takes all of 0..K-1: else 255 may be one of the named classes.
     - Other values are numbered in ascending order.
 
     Args:
@@ -113,25 +110,25 @@ def resolve_label_map(values: Iterable[int], class_names: Sequence[str] | None, 
     {0: 0, 255: 1}
     >>> resolve_label_map([0, 128, 255], None, "data")
     {0: 0, 128: 1, 255: 2}
-    >>> resolve_label_map([0, 1, 255], None, "data")
-    {0: 0, 1: 1, 255: 255}
+    >>> resolve_label_map([0, 2, 255], None, "data")
+    {0: 0, 1: 1, 2: 2, 255: 255}
     """
     found = sorted(set(values))
     names = len(class_names) if class_names else None
     stated = f"the masks of {where} hold the values {found[:MAX_VALUES]}"
-    if found and found[0] < 0:
-        raise ValueError(f"{stated}; say with --label-map what each means, since one is negative")
-    if len(found) > MAX_VALUES:
-        raise ValueError(f"{stated} and more; say with --label-map what each means")
-    others = [value for value in found if value != IGNORED]
-    if found in ([0, IGNORED], [IGNORED]):
-        mapping = {0: 0, IGNORED: 1}
-    elif IGNORED not in found and (not found or found[-1] < (names or MAX_VALUES)):
-        return {value: value for value in range(names or max(found[-1] + 1 if found else 0, 2))}
-    elif IGNORED in found and others == list(range(names or len(others))):
-        return {**{value: value for value in others}, IGNORED: IGNORED}
-    elif IGNORED in found and names and others[-1] < names:
-        raise ValueError(f"{stated}, and {IGNORED} may be a class or ignored pixels; say which with --label-map")
+    if len(found) > MAX_VALUES or (found and found[0] < 0):
+        reason = ", since one is negative" if found[0] < 0 else ""
+        raise ValueError(f"{stated}{' and more' * (not reason)}; say with --label-map what each means{reason}")
+    others = [value for value in found if value != IGNORE_INDEX]
+    if found in ([0, IGNORE_INDEX], [IGNORE_INDEX]):
+        mapping = {0: 0, IGNORE_INDEX: 1}
+    elif not others or others[-1] < (names or MAX_VALUES):
+        classes = {value: value for value in range(names or max(others[-1] + 1 if others else 0, 2))}
+        if IGNORE_INDEX not in found:
+            return classes
+        if not names or others == list(classes):
+            return {**classes, IGNORE_INDEX: IGNORE_INDEX}
+        raise ValueError(f"{stated}, and {IGNORE_INDEX} may be a class or ignored pixels; say which with --label-map")
     else:
         mapping = {value: index for index, value in enumerate(found)}
     if names and len(mapping) != names:
@@ -144,10 +141,12 @@ def resolve_label_map(values: Iterable[int], class_names: Sequence[str] | None, 
 
 def _class_names(mapping: Mapping[int, int], names: Sequence[str] | None) -> dict[int, str]:
     classes = set(mapping.values())
-    wrong = sorted(classes - set(range(IGNORED + 1)))
+    wrong = sorted(classes - set(range(IGNORE_INDEX + 1)))
     if not mapping or wrong:
-        raise ValueError(f"a label map gives class ids from 0, or {IGNORED} for ignored pixels, got {dict(mapping)}")
-    num_classes = max(max(classes - {IGNORED}, default=0) + 1, 2)
+        raise ValueError(
+            f"a label map gives class ids from 0, or {IGNORE_INDEX} for ignored pixels, got {dict(mapping)}"
+        )
+    num_classes = max(max(classes - {IGNORE_INDEX}, default=0) + 1, 2)
     if names is None:
         names = ["background", "foreground"]
         if num_classes > 2:
@@ -186,8 +185,8 @@ def _values_by_domain(pairs: Sequence[Pair]) -> dict[str, set[int]]:
 
 def _refuse_two_codings(by_domain: Mapping[str, set[int]], root: Path) -> None:
     """One domain's 255 may be the foreground where another's is 1: together they would be taken for ignored pixels."""
-    wide = [domain for domain, values in by_domain.items() if IGNORED in values and values <= {0, IGNORED}]
-    narrow = [domain for domain, values in by_domain.items() if values - {0, IGNORED}]
+    wide = [domain for domain, values in by_domain.items() if IGNORE_INDEX in values and values <= {0, IGNORE_INDEX}]
+    narrow = [domain for domain, values in by_domain.items() if values - {0, IGNORE_INDEX}]
     if wide and narrow:
         raise ValueError(
             f"{root}: the masks of domain {wide[0]!r} hold {sorted(by_domain[wide[0]])}, those of {narrow[0]!r} "
@@ -202,7 +201,7 @@ def _values_or_error(mask: Path) -> list[int] | ValueError:
         values = label_values(array, mask)
     except ValueError as error:
         return error
-    if mask.suffix.lower() in _JPEG and not set(values) <= {0, IGNORED}:
+    if mask.suffix.lower() in _JPEG and not set(values) <= {0, IGNORE_INDEX}:
         return ValueError(
             f"{mask} is JPEG-compressed and holds the values {values[:8]}, which are not those that were drawn; write "
             "masks as PNG"
@@ -218,8 +217,7 @@ def _channels_and_copies(image: Path) -> tuple[int, bool]:
         facts = picture_facts(image)
     except ValueError:  # reading the case will say so
         return 1, False
-    is_grey = facts.mode in _GREY_MODES or facts.mode.startswith("I;16")
-    return (1 if is_grey else 3), facts.mode in _PLAIN_MODES and not facts.has_alpha
+    return (1 if facts.is_grey else 3), facts.mode in _PLAIN_MODES and not facts.has_alpha
 
 
 def _map(function: Callable[[Path], _Result], files: Sequence[Path], description: str) -> list[_Result]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dim_hf.data.archives import visible
 from dim_hf.data.images import read_mask, read_picture
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.importers.finding import PICTURES, base_folder, count_of, relative, remap, require_equal_size
 from dim_hf.data.parallel import parallel_map
 from dim_hf.data.patients import compile_pattern, patient_of
-from dim_hf.data.trees import by_stem, child, files_in, visible
+from dim_hf.data.trees import by_stem, child, files_in
 
 DRISHTI_TREE = (
     "{Training,Test}/Images/[ALL,GLAUCOMA,NORMAL/]<id>.png with "

@@ -12,8 +12,8 @@ import numpy as np
 
 from dim_hf.data.archives import walk
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout, Pixels
-from dim_hf.data.importers.finding import relative, remap
-from dim_hf.data.limits import MAX_DEFLATE_RATIO, MAX_PIXELS, MAX_VOXELS, check_shape
+from dim_hf.data.importers.finding import refuse_twins, relative, remap
+from dim_hf.data.limits import MAX_DEFLATE_RATIO, MAX_PIXELS, MAX_VOXELS, READING, check_shape
 from dim_hf.data.volumes.header import require
 from dim_hf.data.volumes.volume import Volume
 
@@ -80,7 +80,7 @@ def find_h5(root: Path, options: ImportOptions) -> Found:
     root = Path(os.path.abspath(root))
     paths = list(walk(root))
     collection, everything = _collect([path for path in paths if path.suffix.lower() == ".h5"], root)
-    _refuse_twins(everything)
+    refuse_twins((file.name, file.path) for file in everything)
     files, notes = _choose_slices(everything, options.partition, root)
     places, where = _read_lists(paths, root)
     domain = options.domain or collection.domain
@@ -141,14 +141,6 @@ def _choose_slices(files: list[_File], partition: str | None, root: Path) -> tup
     if partition is None and slices and volumes:
         return slices, [f"the {len(slices)} slices were read; the {len(volumes)} volumes are partition volumes"]
     return wanted, []
-
-
-def _refuse_twins(files: Sequence[_File]) -> None:
-    seen: dict[str, Path] = {}
-    for file in files:
-        if file.name in seen:
-            raise ValueError(f"{file.path} and {seen[file.name]} are both case {file.name!r}; rename or remove one")
-        seen[file.name] = file.path
 
 
 def _numbered(files: Sequence[_File]) -> Iterator[tuple[_File, dict[str, Any]]]:
@@ -265,6 +257,7 @@ def _array(source: Any, key: str, ndim: int, path: Path) -> np.ndarray | None:
     stored = data.id.get_storage_size()
     if data.size * data.dtype.itemsize > MAX_DEFLATE_RATIO * max(stored, 1):
         raise ValueError(f"{path}: {key!r} promises {data.shape} values, but stores {stored} bytes; write it again")
+    READING.charge(data.size * data.dtype.itemsize)
     return data[()]
 
 

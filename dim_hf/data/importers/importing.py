@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,19 +10,19 @@ from typing import Any
 
 import datasets
 
-from dim_hf.data.archives import is_archive, unpack
+from dim_hf.data.archives import is_archive, unpack, visible
 from dim_hf.data.description import FILE_NAME, DatasetDescription, read_description, write_description
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.importers.registry import LAYOUTS
 from dim_hf.data.importers.staging import check_target, publish, refuse_taken, staged
-from dim_hf.data.importers.writer import WriteOptions, domain_folder, safe_name, write_case
+from dim_hf.data.importers.writer import WriteOptions, safe_name, write_case
 from dim_hf.data.manifest import columns_of, find_manifest, read_manifest, relative_path, write_manifest
 from dim_hf.data.parallel import parallel_map
 from dim_hf.data.rows import COLUMNS, TYPED_COLUMNS
 from dim_hf.data.split_file import SplitFile, read_split_file
 from dim_hf.data.splits import mark_test_patients
+from dim_hf.data.texts import numbered, printable
 
-_SHOWN = 10
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -63,12 +63,15 @@ class ImportJob:
     workers: int | None = None
 
 
-def import_dataset(job: ImportJob, *, progress: bool = True) -> Path:
+def import_dataset(
+    job: ImportJob, *, progress: bool = True, check: Callable[[DatasetDescription], None] | None = None
+) -> Path:
     """Import a layout; nothing is written inside the source, and an interrupted import leaves no manifest.
 
     Args:
         job: What to import, from where, to where.
         progress: Show a progress bar.
+        check: Called with the description before anything is written; what it raises ends the import.
 
     Returns:
         The manifest.
@@ -83,19 +86,22 @@ def import_dataset(job: ImportJob, *, progress: bool = True) -> Path:
         raise ValueError(f"{job.source} does not exist; give the folder or archive that holds {layout.tree}")
     _refuse_unused(layout, job)
     check_target(job.source, job.target, append=job.append)
-    earlier = _Earlier.of(job) if job.append else None
     with staged(job.target) as staging:
+        check_target(job.source, job.target, append=job.append)  # another import may have ended meanwhile
+        earlier = _Earlier.of(job) if job.append else None
         with _opened(job, staging) as source:
             found = _find(layout, source, job)
             _check_cases(found, earlier, job)
             cases = _with_fixed_split(found.cases, split) if split else found.cases
-            refuse_taken(job.target, sorted({domain_folder(case.domain) for case in cases}))
-            _joined(earlier, _description(found, [], split, job), job)  # whatever is wrong is said before the work
+            refuse_taken(job.target, sorted({safe_name(case.domain) for case in cases}))
+            planned = _joined(earlier, _description(found, [], split, job), job)
+            if check:  # whatever is wrong is said before the work
+                check(planned)
             rows, notes = _write_cases(cases, staging, job, progress)
         rows = _with_drawn_test(rows, job)
         description = _description(found, notes, split, job)
         files = _write_tables(rows, description, earlier, staging, job)
-        publish(staging, job.target, sorted({domain_folder(row["domain"]) for row in rows}), files)
+        publish(staging, job.target, sorted({safe_name(row["domain"]) for row in rows}), files)
     return job.target / files[-1]
 
 
@@ -162,7 +168,7 @@ def _find(layout: Layout, source: Path, job: ImportJob) -> Found:
     try:
         return layout.find(source, job.find)
     except ValueError as error:
-        inner = [path for path in source.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        inner = visible(source)
         if len(inner) != 1 or not inner[0].is_dir():
             raise
         try:  # most archives wrap everything in a folder of their own name
@@ -181,7 +187,7 @@ def _check_cases(found: Found, earlier: _Earlier | None, job: ImportJob) -> None
         raise ValueError(f"{job.source} holds pictures, and --spacing-mm is for volumes; leave it out")
     files: dict[tuple[str, str], Case] = {}
     for case in found.cases:
-        key = (domain_folder(case.domain).casefold(), safe_name(case.name).casefold())
+        key = (safe_name(case.domain).casefold(), safe_name(case.name).casefold())
         if key in files:
             raise ValueError(
                 f"{case.source} and {files[key].source} would both be written as {safe_name(case.name)} in domain "
@@ -189,8 +195,8 @@ def _check_cases(found: Found, earlier: _Earlier | None, job: ImportJob) -> None
             )
         files[key] = case
     if earlier:
-        taken = {domain_folder(domain).casefold() for domain in earlier.rows.unique("domain")}
-        again = sorted({case.domain for case in found.cases if domain_folder(case.domain).casefold() in taken})
+        taken = {safe_name(domain).casefold() for domain in earlier.rows.unique("domain")}
+        again = sorted({case.domain for case in found.cases if safe_name(case.domain).casefold() in taken})
         if again:
             raise ValueError(f"{earlier.manifest} has the domains {again} already; rename the others")
 
@@ -200,7 +206,7 @@ def _write_cases(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     for domain in {case.domain for case in cases}:
         for part in ("images", "masks"):
-            (staging / domain_folder(domain) / part).mkdir(parents=True, exist_ok=True)
+            (staging / safe_name(domain) / part).mkdir(parents=True, exist_ok=True)
 
     def write(case: Case) -> list[dict[str, Any]] | str:
         try:
@@ -211,17 +217,15 @@ def _write_cases(
     results = parallel_map(write, cases, description="importing", unit="case", workers=job.workers, progress=progress)
     broken = [result for result in results if isinstance(result, str)]
     if broken and not job.skip_broken:
-        lines = [f"  {number}. {problem}" for number, problem in enumerate(broken[:_SHOWN], start=1)]
-        lines += [f"  ... and {len(broken) - _SHOWN} more"] * (len(broken) > _SHOWN)
         raise ValueError(
             f"{len(broken)} of {len(cases)} cases cannot be imported; mend them, or leave them out with "
-            "--skip-broken:\n" + "\n".join(lines)
+            f"--skip-broken:\n{numbered(broken)}"
         )
     rows = [row for result in results if not isinstance(result, str) for row in result]
     if not rows:
         raise ValueError(f"none of the {len(cases)} cases of {job.source} can be read; the first: {broken[0]}")
     for problem in broken:
-        _LOGGER.warning("left out: %s", problem)
+        _LOGGER.warning("left out: %s", printable(problem))
     # Only their number is recorded: names of folders may name patients, and descriptions are published.
     return rows, [f"{len(broken)} cases that could not be read were left out"] if broken else []
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from dim_hf.data.archives import visible
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.importers.finding import PICTURES, base_folder, read_pictures, relative
 from dim_hf.data.patients import compile_pattern, patient_of
-from dim_hf.data.trees import Pair, by_stem, child, pairs_in, visible
+from dim_hf.data.trees import Pair, by_stem, child, pairs_in
 
 FUNDUS_TREE = "Domain{1..4}/{train,test}/ROIs/{image,mask}/*.png"
 PROSTATE_TREE = "{BIDMC,BMC,HK,I2CVB,RUNMC,UCL}/{train,test}/{image,mask}/<case>_<slice>.png"

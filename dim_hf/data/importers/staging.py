@@ -1,16 +1,16 @@
 """Where an import writes: aside first, in place by renaming, so that an interrupted one leaves nothing half done."""
 
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dim_hf.data.locks import hold, release
 from dim_hf.data.manifest import find_manifest
 
 _STAGING = ".importing"
-_OWNER = ".owner"
+_LOCK = ".importing.lock"
 _UNFINISHED = ".unfinished"  # in a published folder until the manifest names it
 
 
@@ -36,54 +36,39 @@ def check_target(source: Path, target: Path, *, append: bool) -> None:
     if manifest and not append:
         raise ValueError(f"{manifest} is there already; add to it with --append, or choose another OUT")
     if not append and target.is_dir():
-        found = sorted(path.name for path in target.iterdir() if path.name != _STAGING)
+        found = sorted(path.name for path in target.iterdir() if path.name not in (_STAGING, _LOCK))
         if found:
             raise ValueError(f"{target} is not empty (it holds {', '.join(found[:3])}); choose a new folder")
 
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """An empty folder inside `target`, removed at the end whatever happens.
+    """An empty folder inside `target`, removed at the end whatever happens; no other import writes there meanwhile.
 
     What an earlier import left there when it was killed is removed first. The target itself is removed again if it
     was made here and nothing was published.
+
+    Raises:
+        ValueError: If another import is writing to `target`.
     """
     is_new = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    lock = hold(target / _LOCK)
+    if lock is None:
+        raise ValueError(f"another import is writing to {target}; wait for it, or choose another OUT")
     staging = target / _STAGING
-    if staging.exists():
-        _refuse_while_alive(staging)
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    (staging / _OWNER).write_text(f"{os.getpid()} {platform.node()}", encoding="utf-8")
     try:
-        yield staging
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        release(lock, target / _LOCK, remove=True)
         if is_new and not any(target.iterdir()):
             target.rmdir()
-
-
-def _refuse_while_alive(staging: Path) -> None:
-    """Another import may be writing there; what a killed one left may go."""
-    try:
-        pid, host = (staging / _OWNER).read_text(encoding="utf-8").split(" ", 1)
-        alive = host == platform.node() and int(pid) != os.getpid() and _is_running(int(pid))
-    except (OSError, ValueError):
-        return
-    if alive:
-        raise ValueError(
-            f"another import (process {pid}) is writing to {staging.parent}; wait for it, or choose another OUT"
-        )
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # asks, and sends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def publish(staging: Path, target: Path, domains: list[str], files: list[str]) -> None:

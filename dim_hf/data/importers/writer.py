@@ -47,11 +47,6 @@ def safe_name(text: str) -> str:
     return f"{safe or '_'}_{hashlib.blake2b(text.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
 
 
-def domain_folder(domain: str) -> str:
-    """Name of the folder that holds a domain's `images` and `masks`."""
-    return safe_name(domain)
-
-
 def write_case(case: Case, folder: Path, options: WriteOptions) -> list[dict[str, Any]]:
     """Write image and label map of a case below `folder/<domain>/{images,masks}/`.
 
@@ -119,12 +114,12 @@ def _write_picture(
     paths: dict[str, Any] = {"label": None}
     if case.copies:
         paths["image"] = _keep_file(
-            case, f"{domain_folder(case.domain)}/images/{stem}{case.source.suffix.lower()}", folder, options
+            case, f"{safe_name(case.domain)}/images/{stem}{case.source.suffix.lower()}", folder, options
         )
     else:
-        paths["image"] = _write_below(folder, f"{domain_folder(case.domain)}/images/{stem}", image)
+        paths["image"] = _write_below(folder, f"{safe_name(case.domain)}/images/{stem}", image)
     if label is not None:
-        paths["label"] = _write_below(folder, f"{domain_folder(case.domain)}/masks/{stem}", label)
+        paths["label"] = _write_below(folder, f"{safe_name(case.domain)}/masks/{stem}", label)
     return paths
 
 
@@ -148,7 +143,7 @@ def _keep_file(case: Case, name: str, folder: Path, options: WriteOptions) -> st
 def _write_volume(
     case: Case, image: Volume, label: Volume | None, folder: Path, options: WriteOptions
 ) -> dict[str, Any]:
-    domain, name = domain_folder(case.domain), f"{safe_name(case.name)}.nii.gz"
+    domain, name = safe_name(case.domain), f"{safe_name(case.name)}.nii.gz"
     row: dict[str, Any] = {"label": None, "spacing_mm": [round(step, 6) for step in image.spacing_mm]}
     if case.copies and options.spacing_mm is None and case.source.name.lower().endswith(".nii.gz"):
         row["image"] = _keep_file(case, f"{domain}/images/{name}", folder, options)
@@ -164,7 +159,7 @@ def _write_volume(
 def _write_slices(
     case: Case, image: Volume, label: Volume | None, folder: Path, plane: str
 ) -> list[Mapping[str, Any]]:
-    domain, stem = domain_folder(case.domain), safe_name(case.name)
+    domain, stem = safe_name(case.domain), safe_name(case.name)
     pixels = Volume(_storable(image.array), image.affine)
     images = cut_slices(pixels, plane)
     labels = cut_slices(label, plane) if label is not None else [None] * len(images)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dim_hf.data.archives import walk
-from dim_hf.data.limits import check_shape
+from dim_hf.data.limits import READING, check_shape
 from dim_hf.data.volumes.header import check_affine, check_dtype, require
 from dim_hf.data.volumes.itk import LPS_TO_RAS
 from dim_hf.data.volumes.locales import kept_locale
@@ -18,6 +18,7 @@ from dim_hf.data.volumes.locales import kept_locale
 _FRAMES, _SAMPLES, _SERIES = "0028|0008", "0028|0002", "0020|000e"
 _SLICE_DISTANCE, _THICKNESS = "0018|0088", "0018|0050"
 _POSITION, _DIRECTIONS = "0020|0032", "0020|0037"
+_MOST_BYTES = 4  # of a rescaled voxel
 _TOLERANCE = 0.02  # of the distance of two slices
 
 
@@ -62,6 +63,7 @@ def read_series(files: Sequence[Path], max_voxels: int) -> tuple[np.ndarray, np.
     first = slices[0]
     _check_alike(slices)
     check_shape((*first.size[:2], len(slices)), max_voxels, first.path)
+    READING.charge(math.prod(first.size[:2]) * len(slices) * _MOST_BYTES)
     step = _step(slices)
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")

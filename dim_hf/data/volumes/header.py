@@ -8,6 +8,10 @@ from types import ModuleType
 import numpy as np
 
 
+class PlaceError(ValueError):
+    """A volume does not say where its voxels lie."""
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeHeader:
     """Header of a volume file.
@@ -43,15 +47,15 @@ def check_affine(affine: np.ndarray, file: str | os.PathLike) -> np.ndarray:
         file: Named in the message.
 
     Raises:
-        ValueError: If it has another shape, is not finite, has a zero spacing or is singular.
+        PlaceError: If it has another shape, is not finite, has a zero spacing or is singular.
     """
     affine = np.array(affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0, 0, 0, 1)):
-        raise ValueError(f"{file} has no valid affine ({affine.tolist()}); set its orientation and spacing again")
+        raise PlaceError(f"{file} has no valid affine ({affine.tolist()}); set its orientation and spacing again")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     # The determinant of the directions, since that of the affine also shrinks with the voxels.
     if not (spacing > 0).all() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-4:
-        raise ValueError(
+        raise PlaceError(
             f"{file} has a singular affine (spacing {spacing.tolist()} mm, axes {affine[:3, :3].tolist()}); "
             "set its orientation and spacing again"
         )

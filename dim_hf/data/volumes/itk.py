@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dim_hf.data.limits import MAX_DEFLATE_RATIO, check_shape
+from dim_hf.data.limits import MAX_DEFLATE_RATIO, READING, check_shape
 from dim_hf.data.volumes.header import VolumeHeader, check_affine, check_channel, check_dtype, require, spatial_shape
 
 _TEXT_BYTES = 2**16
@@ -61,6 +61,7 @@ def read_itk(path: Path, channel: int | None, max_voxels: int) -> tuple[np.ndarr
     reader, header = _parse(path, data)
     check_shape(header.shape, max_voxels, path)
     channel = check_channel(header.shape, channel, path)
+    READING.charge(math.prod(header.shape) * header.dtype.itemsize)
     _check_stream(path, data, math.prod(header.shape) * header.dtype.itemsize)
     try:
         image = reader.Execute()
