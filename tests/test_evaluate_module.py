@@ -21,7 +21,7 @@ FOLDER = ROOT / "dim_hf" / "metrics" / "dim_segmentation"
 
 # What the process prints, by name; one process for all tests, since importing evaluate takes seconds.
 SCRIPT = """
-import doctest, json, os, sys
+import doctest, json, os, shutil, sys
 from pathlib import Path
 import evaluate, numpy as np
 from tests.test_evaluate_module import FOLDER, maps
@@ -67,9 +67,15 @@ parser, runner = doctest.DocTestParser(), doctest.DocTestRunner(verbose=False)
 for name, text in examples.items():
     test = parser.get_doctest(text, {"evaluate": evaluate}, name, name, 0)
     found["examples in " + name] = [len(test.examples), runner.run(test).failed]
-sys.path.insert(0, str(FOLDER))
+space = shutil.copytree(FOLDER, Path(os.environ["HF_HOME"], "app"))  # a Space's folder has a name of its own
+sys.path.insert(0, str(space))
 import app
-found["app"] = app.score(*app.EXAMPLE.values(), "[0.5, 0.5]", "nan")
+found["app"] = app.score(*app.EXAMPLE.values(), "[0.5, 0.5]", "nan", 1.0)
+for name, fields in {"json": ["[[0,", "[[0]]"], "kind": ["[[0]]", "5"], "shape": ["[[1]]", "[[1, 0]]"]}.items():
+    try:
+        app.score(*fields)
+    except ValueError as error:
+        found["app " + name] = str(error)
 print("FOUND" + json.dumps(found))
 """
 
@@ -178,7 +184,19 @@ def test_examples_of_the_card_and_of_the_inputs_are_right(found):
 
 def test_the_page_scores_its_example(found):
     assert found["app"]["disc_dice"] == pytest.approx(2 * 4 / 9)
-    assert found["app"]["unit"] == "mm"
+    assert (found["app"]["unit"], found["app"]["nsd_tolerance"]) == ("mm", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("json", "Prediction is no JSON: "),
+        ("kind", "Reference is '5'; write it like the example"),
+        ("shape", "prediction has shape (1, 1), reference (1, 2)"),
+    ],
+)
+def test_the_page_says_which_field_is_wrong(found, name, words):
+    assert words in found["app " + name]
 
 
 # ---- what the Hub reads

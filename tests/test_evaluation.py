@@ -1,6 +1,7 @@
 """From a model and a data set to scores: grids, volumes, protocols, provenance, the command."""
 
 import json
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -13,13 +14,15 @@ from dim_hf.cli import main
 from dim_hf.data.description import DatasetDescription
 from dim_hf.data.importers.importing import ImportJob, import_dataset
 from dim_hf.data.importers.writer import WriteOptions
-from dim_hf.data.sources import load_source
+from dim_hf.data.sources import PhantomOptions, load_source
+from dim_hf.data.splits import semi_supervised_split
 from dim_hf.data.volumes.volume import Volume, write_nifti
 from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
 from dim_hf.evaluation.prediction import predict_rows, shares_of
 from dim_hf.evaluation.result import Provenance
+from dim_hf.evaluation.runs import RunFacts, reading_of, rows_to_score
+from dim_hf.metrics.case_files import read_cases_csv, write_cases_csv
 from dim_hf.metrics.cases import score_case
-from dim_hf.metrics.report import read_cases_csv
 from dim_hf.models import DimImageProcessor
 from dim_hf.trainer.job import run_job
 from dim_hf.trainer.job_arguments import parse_job
@@ -209,6 +212,7 @@ def test_the_command_scores_what_the_run_held_out(run):
     facts = json.loads((folder / "evaluation.json").read_text())
     assert (facts["labeled_domain"], facts["labeled_images"], facts["selected_on_test"]) == ("one", 4, False)
     assert facts["transductive"] is False
+    assert "Checkpoint: best mean_dice on validation." in (folder / "table.md").read_text()
     assert {path.name for path in folder.iterdir()} == {
         "cases.csv", "summary.csv", "table.md", "evaluation.json", "report.html",
     }  # fmt: skip
@@ -221,11 +225,18 @@ def test_two_evaluations_are_compared(run):
         assert done.exit_code == 0, done.output
     done = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "b")])
     assert done.exit_code == 0, done.output
+    assert f"A: {run / 'a'}\nB: {run / 'b'}\n" in done.output
+    assert "Distances in pixels; empty masks: worst" in done.output
     done = CliRunner().invoke(main, [*arguments, "--against", str(run / "a"), "--output_dir", str(run / "c")])
     assert done.exit_code == 0, done.output
     missing = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "nowhere")])
     assert missing.exit_code == 1
     assert "nowhere" in missing.output
+    cases = [replace(case, name="x" + case.name) for case in read_cases_csv(run / "a" / "cases.csv")]
+    write_cases_csv(cases, run / "others.csv")
+    others = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "others.csv")])
+    assert others.exit_code == 1
+    assert "no case in common" in others.output
 
 
 def test_other_images_are_not_called_test_images(run, tmp_path):
@@ -236,16 +247,53 @@ def test_other_images_are_not_called_test_images(run, tmp_path):
     assert "not those that the run held out" in done.output
 
 
+def facts(split=None, **data):
+    return RunFacts(split or {}, {"split_seed": 0, "test_fraction": 0.3} | data, {}, {}, {})
+
+
+def test_the_runs_own_data_set_is_read_as_the_run_read_it(tmp_path):
+    phantom = facts(dataset="phantom:fundus", phantom_images_per_domain=5, image_size=32, phantom_seed=1)
+    assert reading_of("phantom:fundus", phantom) == {"phantom": PhantomOptions(5, 32, 1)}
+    assert reading_of("phantom:prostate", phantom) == {}
+    folder = facts(
+        dataset=str(tmp_path / "x" / ".."), patient_pattern="^(.)", structures='{"a": [1]}', class_names=None
+    )
+    assert reading_of(str(tmp_path), folder) == {"patient_pattern": "^(.)", "structures": {"a": [1]}}
+    assert reading_of(str(tmp_path), RunFacts({}, {}, {}, {}, {})) == {}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_test_images_are_those_of_the_runs_split(pictures, shared):
+    """Marked ones where there are any, and those that the run drew in the other domains."""
+    rows = pictures.remove_columns(["split", "patient"])
+    rows = rows.add_column(
+        "split", ["test" if row["domain"] == "one" and "00" in row["name"] else None for row in rows]
+    )
+    rows = rows.add_column("patient", [f"p{int(name[-2:]) // 2}" for name in rows["name"]])
+    if not shared:
+        rows = rows.filter(lambda row: row["domain"] == "other" or row["name"] != "case01")
+    options = {"labeled_domain": "other", "num_labeled": 1, "num_validation": 0, "seed": 0, "test_fraction": 0.3}
+    split = semi_supervised_split(rows, **options, allow_shared_patients=shared)
+    run = facts(split.summary(), allow_shared_patients=shared)
+    found = rows_to_score(rows, "test", run)
+    expected = {(domain, name) for domain, part in split.test.items() for name in part["name"]}
+    assert set(zip(found["domain"], found["name"], strict=True)) == expected
+    assert {domain for domain, _ in expected} == {"one", "other"}
+    assert set(found["patient"]) <= set(rows["patient"])
+
+
 @pytest.mark.parametrize("words", [[], ["somewhere"], ["--protocol", "best"]])
 def test_the_command_says_what_is_missing(words):
     assert CliRunner().invoke(main, ["evaluate", *words]).exit_code == 2
 
 
 def test_a_model_that_is_nowhere_is_named(run):
-    done = CliRunner().invoke(main, ["evaluate", "no/model", str(run / "data")])
-    assert done.exit_code == 1
-    assert "no/model" in done.output
-    assert "Traceback" not in done.output
+    for name in ("no/model", str(run / "data")):
+        done = CliRunner().invoke(main, ["evaluate", name, str(run / "data")])
+        assert done.exit_code == 1
+        assert name in done.output
+        assert "Traceback" not in done.output
+    assert "no folder that holds a model" in done.output
 
 
 def test_choosing_on_test_images_is_stamped(run):
@@ -255,5 +303,7 @@ def test_choosing_on_test_images_is_stamped(run):
     assert results["training"]["selected"] == "best mean_dice on TEST images (test-legacy)"
     done = CliRunner().invoke(main, ["evaluate", str(run / "legacy"), str(run / "data"), "--no-progress"])
     assert done.exit_code == 0, done.output
-    facts = json.loads((run / "legacy" / "evaluation-image" / "evaluation.json").read_text())
-    assert facts["selected_on_test"] is True
+    folder = run / "legacy" / "evaluation-image"
+    assert json.loads((folder / "evaluation.json").read_text())["selected_on_test"] is True
+    assert "Test images had a part in choosing this checkpoint." in (folder / "table.md").read_text()
+    assert "TEST images (test-legacy)" in (run / "legacy" / "table.md").read_text()

@@ -20,7 +20,8 @@ from dim_hf.evaluation.html_report import render_html_report, standing_of, write
 from dim_hf.evaluation.overlays import contour_path, cut_window, shot_of
 from dim_hf.evaluation.protocols import PROTOCOLS
 from dim_hf.evaluation.result import Overlay, Provenance
-from dim_hf.metrics.summary import compare_cases, summarize
+from dim_hf.metrics.paired_cases import compare_cases
+from dim_hf.metrics.summary import summarize
 from tests import report_samples as samples
 
 CLASSES = {0: "background", 1: "rim", 2: "cup"}
@@ -97,10 +98,12 @@ def test_every_table_and_figure_states_protocol_unit_and_empty_policy(page, full
     standing = standing_of(full.summary)
     assert standing == (
         f"Protocol image: {PROTOCOLS['image'].description}. "
-        "Distances in pixels. Empty masks: worst (a missed or spurious structure counts as the image diagonal)."
+        "Distances in pixels. NSD at 2 px. "
+        "Empty masks: worst (a missed or spurious structure counts as the image diagonal)."
     )
     captions = re.findall(r'<p class="caption">(.*?)</p>', page, re.S)
     assert all(standing in caption for caption in captions)
+    assert '<th scope="col">NSD at 2 px</th>' in page
     # Two tables of scores, two of agreement, the figures, and the cases of two domains.
     assert len(captions) == page.count("<table>") + page.count("<img ") + 2 == 14
 

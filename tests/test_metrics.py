@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, generate_binary_structure
 
 from dim_hf.metrics import overlap, surface
+from dim_hf.metrics.borders import border, surface_distances
 from dim_hf.metrics.empty_masks import EMPTY_POLICIES, image_diagonal
 
 medpy = pytest.importorskip("medpy.metric.binary")
@@ -116,7 +117,7 @@ def test_smooth_masks_have_medpys_values_bit_for_bit(shape, seed):
 def test_distances_are_those_of_all_pairs(case):
     prediction, reference, spacing = case
     assume(prediction.any() and reference.any())
-    found = surface.surface_distances(prediction, reference, spacing)
+    found = surface_distances(prediction, reference, spacing)
     there, back = brute_force(prediction, reference, spacing or (1.0,) * prediction.ndim)
     np.testing.assert_allclose(found.to_reference, there, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(found.to_prediction, back, rtol=1e-12, atol=1e-12)
@@ -139,12 +140,12 @@ def test_cropping_to_the_joint_box_changes_nothing(case):
     prediction, reference, spacing = case
     assume(prediction.any() and reference.any())
     prediction, reference = np.pad(prediction, 3), np.pad(reference, 3)
-    borders = [surface.border(mask) for mask in (prediction, reference)]
+    borders = [border(mask) for mask in (prediction, reference)]
     there, back = (
         distance_transform_edt(~borders[1 - i], sampling=spacing or (1.0,) * prediction.ndim)[borders[i]]
         for i in (0, 1)
     )
-    found = surface.surface_distances(prediction, reference, spacing)
+    found = surface_distances(prediction, reference, spacing)
     np.testing.assert_allclose(found.to_reference, there, rtol=1e-12)
     np.testing.assert_allclose(found.to_prediction, back, rtol=1e-12)
 
@@ -198,15 +199,15 @@ def test_a_square_inside_a_square():
 
 
 def test_the_edge_of_the_image_is_a_border():
-    border = surface.border(np.ones((3, 4), bool))
-    assert border.sum() == 10
-    assert not border[1, 1:3].any()
+    found = border(np.ones((3, 4), bool))
+    assert found.sum() == 10
+    assert not found[1, 1:3].any()
 
 
 def test_connectivity_counts_diagonal_neighbours():
     mask = generate_binary_structure(2, 1)
-    assert surface.border(mask, 1).sum() == 4
-    assert surface.border(mask, 2).sum() == 5
+    assert border(mask, 1).sum() == 4
+    assert border(mask, 2).sum() == 5
 
 
 def test_a_tolerance_of_whole_pixels_is_met_in_spite_of_rounding():
@@ -359,7 +360,7 @@ def test_unknown_policies_and_empty_masks_without_one():
     with pytest.raises(ValueError, match="worst, nan, legacy-100, legacy-0"):
         surface.hd(FULL, FULL, empty_policy="best")
     with pytest.raises(ValueError, match="reference is empty"):
-        surface.surface_distances(FULL, EMPTY)
+        surface_distances(FULL, EMPTY)
 
 
 def test_masks_of_zeros_and_ones_of_any_type_are_taken_and_left_as_they_are():

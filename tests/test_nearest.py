@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from scipy.ndimage import distance_transform_edt
 
-from dim_hf.metrics import nearest, overlap, surface
+from dim_hf.metrics import nearest, overlap, separable, surface
+from dim_hf.metrics.borders import border, surface_distances
 from tests.test_metrics import all_of, blob, cases
 
 medpy = pytest.importorskip("medpy.metric.binary")
@@ -23,10 +24,15 @@ SEARCHES = {
         "COSTS": nearest.Costs(further=NEVER, tree_query={2: NEVER, 3: NEVER}),
         "NEAR": {2: 1, 3: 1},
         "BLOCK": 16,
-        "BLOCK_BYTES": 256,
-        "NARROW_REACH": 4,
+        "separable.BLOCK_BYTES": 256,
+        "separable.NARROW_REACH": 4,
     },
 }
+
+
+def set_all(patch, settings_of_search):
+    for name, value in settings_of_search.items():
+        patch.setattr(separable if "." in name else nearest, name.removeprefix("separable."), value)
 
 
 @pytest.mark.parametrize("settings_of_search", SEARCHES.values(), ids=SEARCHES.keys())
@@ -36,8 +42,7 @@ def test_distances_are_medpys_by_every_search(settings_of_search, case):
     prediction, reference, spacing = case
     assume(prediction.any() and reference.any())
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings_of_search.items():
-            patch.setattr(nearest, name, value)
+        set_all(patch, settings_of_search)
         ours = all_of(prediction, reference, spacing)
     theirs = [getattr(medpy, name)(prediction, reference, spacing) for name in ("hd", "hd95", "asd", "assd")]
     assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-12)
@@ -122,7 +127,7 @@ LARGE = {
 )
 def test_large_masks_have_the_distances_of_a_transform_of_the_whole_image(name, shape, spacing):
     prediction, reference = LARGE[name](shape)
-    borders = [surface.border(mask) for mask in (prediction, reference)]
+    borders = [border(mask) for mask in (prediction, reference)]
     expected = [
         distance_transform_edt(~borders[1 - i], sampling=spacing)[borders[i]]  # in raster order
         for i in (0, 1)
@@ -131,11 +136,26 @@ def test_large_masks_have_the_distances_of_a_transform_of_the_whole_image(name, 
         if "BLOCK" in patched or (patched.get("COSTS") and len(shape) == 3 and name == "noise"):
             continue  # slow
         with pytest.MonkeyPatch.context() as patch:
-            for key, value in patched.items():
-                patch.setattr(nearest, key, value)
-            found = surface.surface_distances(prediction, reference, spacing)
+            set_all(patch, patched)
+            found = surface_distances(prediction, reference, spacing)
         np.testing.assert_allclose(found.to_reference, expected[0], rtol=1e-14)
         np.testing.assert_allclose(found.to_prediction, expected[1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("search", ["auto", "lines", "small blocks"])
+@pytest.mark.parametrize(
+    "spacing", [(0.7, 0.7, 3.0), (0.7, 3.0, 0.7), (3.0, 0.7, 0.7), (2.0, 2.0, 0.3), (0.5, 0.8, 3.0)]
+)
+def test_whichever_axis_differs_distances_are_those_of_a_transform(search, spacing):
+    generator = np.random.default_rng(0)
+    for density in (0.001, 0.05):
+        prediction, reference = (generator.random((26, 23, 20)) < density for _ in range(2))
+        prediction[3, 4, 5] = reference[22, 19, 17] = True
+        expected = distance_transform_edt(~border(reference), sampling=spacing)[border(prediction)]
+        with pytest.MonkeyPatch.context() as patch:
+            set_all(patch, SEARCHES[search])
+            found = surface_distances(prediction, reference, spacing)
+        np.testing.assert_allclose(found.to_reference, expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (4.0, 1.0, 1.0), (0.1, 0.1, 10.0)])

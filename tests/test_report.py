@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dim_hf.metrics import figures, overlap, report, surface
-from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES, CaseResult, format_table, score_case, site_table
+from dim_hf.metrics.cases import CaseResult, score_case
+from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES, format_table, site_table
 
 FUNDUS = {"disc": [1, 2], "cup": [2]}
 REFERENCE = np.array([[0, 1, 1, 0], [0, 1, 2, 0], [0, 0, 0, 0]])
@@ -191,6 +192,11 @@ def test_no_cases_give_an_empty_table():
     [
         ([result("A"), result("B", unit="px")], "different units: mm, px"),
         ([result("A"), result("B", empty_policy="nan")], "different empty policies: nan, worst"),
+        (
+            [result("A", nsd_tolerance=1.0), result("B", nsd_tolerance=2.0)],
+            "different tolerances of the NSD .*: 1.0, 2.0",
+        ),
+        ([result("A", nsd_tolerance=1.0), result("B")], "different tolerances of the NSD .*: 1.0, nan"),
         ([result("A"), result("A")], "case '1', structure 'disc' comes twice"),
         ([result(MEAN_OF_SITES)], "name of a mean"),
         ([result(structure=ALL_STRUCTURES)], "name of a mean"),
@@ -227,6 +233,9 @@ def test_settings_stand_side_by_side():
     assert cells == [
         ["Site", "one", "two"], ["A", "0.5000", "0.5000"], ["B", "–", "0.2500"], [MEAN_OF_SITES, "0.5000", "0.3750"]
     ]  # fmt: skip
+    distances = report.format_comparison(tables, metric="hd95")
+    assert distances.endswith("counts as the image diagonal).")
+    assert "\n\nHD95 (mm). Distances in mm; empty masks: worst" in distances
     with pytest.raises(ValueError, match="different units"):
         report.format_comparison({"one": tables["one"], "two": site_table([result(unit="px")])})
     with pytest.raises(ValueError, match="choose one of dice"):
@@ -235,12 +244,39 @@ def test_settings_stand_side_by_side():
         report.format_comparison({})
 
 
+def test_an_nsd_is_never_shown_without_its_tolerance(tmp_path):
+    scored = site_table(score_case(REFERENCE, REFERENCE, FUNDUS, (0.5, 0.5), domain="A", name="1", tolerance_mm=1.5))
+    assert scored.nsd_tolerance == 1.5
+    assert "NSD at 1.5 mm" in report.format_comparison({"one": scored, "other": scored}, metric="nsd")
+    other = site_table([result(nsd=0.5, nsd_tolerance=2.0)])
+    report.check_comparable({"one": scored, "other": other}, "dice")
+    with pytest.raises(ValueError, match="different tolerances of the NSD"):
+        report.format_comparison({"one": scored, "other": other}, metric="nsd")
+    report.write_table_csv(scored, tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        assert {line["nsd_tolerance"] for line in csv.DictReader(file)} == {"1.5"}
+    figure = figures.site_bars(scored, tmp_path / "bars.svg", metric="nsd")
+    assert ">NSD at 1.5 mm<" in figure.read_text()
+
+
 def test_cases_survive_the_csv(tmp_path):
-    cases = [result('Ä, "B"', hd95=1 / 3, nsd=0.5), result("B", "x\ny", nsd=0.25, missed=True)]
+    cases = [result('Ä, "B"', hd95=1 / 3), result("B", "x\ny", missed=True)]
+    cases = [replace(case, nsd=0.5, nsd_tolerance=1 / 3) for case in cases]
     report.write_cases_csv(cases, tmp_path / "cases.csv")
     assert report.read_cases_csv(tmp_path / "cases.csv") == cases
+    assert site_table(report.read_cases_csv(tmp_path / "cases.csv")).nsd_tolerance == 1 / 3
     report.write_cases_csv([], tmp_path / "none.csv")
     assert report.read_cases_csv(tmp_path / "none.csv") == []
+
+
+def test_files_from_before_the_tolerance_was_recorded_can_be_read(tmp_path):
+    path = tmp_path / "cases.csv"
+    report.write_cases_csv([result(nsd=0.5)], path)
+    head, line = path.read_text().splitlines()
+    path.write_text(head.removesuffix(",nsd_tolerance") + "\n" + line.removesuffix(",nan") + "\n")
+    (case,) = report.read_cases_csv(path)
+    assert math.isnan(case.nsd_tolerance)
+    assert case == replace(result(nsd=0.5), nsd_tolerance=case.nsd_tolerance)
 
 
 def test_bad_csvs_are_named(tmp_path):
@@ -330,6 +366,23 @@ def test_curves_are_drawn_or_refused(tmp_path):
     for log in ([], [{"step": 1, "learning_rate": 1.0}]):
         with pytest.raises(ValueError, match="no values to draw"):
             figures.curves(log, tmp_path / "c.png")
+
+
+def test_scores_of_a_class_named_foreground_are_no_share_of_pseudo_labels():
+    log = [{"step": 1, "eval_A_foreground_hd95": 9.0, "eval_A_student_foreground_dice": 0.5, "eval_A_dice": 0.5}]
+    found = [figures._series(log, panel.pattern) for panel in figures.PANELS]
+    assert found == [{}, {}, {}, {}, {"A": ([1.0], [0.5])}]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("sites", [1, 5, 6, 15])
+def test_names_of_sites_leave_room_for_the_curves(tmp_path, sites):
+    names = [f"the hospital of a very long name, building {site}" for site in range(sites)]
+    log = [{"step": step, "loss": 1.0} | {f"eval_{name}_dice": 0.5 for name in names} for step in (1, 2)]
+    drawn = pixels(figures.curves(log, tmp_path / "curves.png"))
+    # The lower edges of both panels are in one row.
+    dark = (drawn.max(axis=-1) < 0x80).sum(axis=1)
+    assert dark.max() > 0.8 * drawn.shape[1]
 
 
 def test_bars_have_a_colour_for_each_setting(tmp_path):

@@ -11,16 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim_hf.metrics.cases import CaseResult
-from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES, site_table
+from dim_hf.metrics.paired_cases import compare_cases
+from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES, MEANS, site_table
 from dim_hf.metrics.statistics import bootstrap_mean, bootstrap_mean_of_groups
-from dim_hf.metrics.summary import (
-    METRICS,
-    compare_cases,
-    format_comparison_of_cases,
-    format_summary,
-    summarize,
-    write_summary_csv,
-)
+from dim_hf.metrics.summary import summarize
+from dim_hf.metrics.summary_text import format_comparison_of_cases, format_summary, write_summary_csv
 
 NAN = math.nan
 
@@ -75,7 +70,7 @@ def test_rows_means_and_counts_are_those_of_the_site_table(structures):
             assert getattr(row, name) == getattr(reference, name)
         found = {name: interval.mean for name, interval in row.intervals.items()}
         assert found == pytest.approx(reference.means, nan_ok=True)
-        assert tuple(found) == METRICS
+        assert tuple(found) == MEANS
     assert [summary.row(domain).patients for domain in "ABC"] == [6, 6, 6]
     assert summary.row().patients == 18
     assert summary.row("A", "disc").intervals["hd95"].cases == 11
@@ -130,7 +125,7 @@ def test_the_order_of_cases_changes_the_order_of_rows_only(order):
     assert rows.keys() == others.keys()
     for key, row in rows.items():
         assert astuple(row)[:7] == astuple(others[key])[:7]
-        for metric in METRICS:
+        for metric in MEANS:
             np.testing.assert_array_equal(astuple(row.intervals[metric]), astuple(others[key].intervals[metric]))
     assert (plain.worst_domain, plain.gap) == (mixed.worst_domain, mixed.gap)
 
@@ -239,9 +234,11 @@ def test_text_has_a_narrow_table_for_each_metric_and_one_caption():
 
 def test_undefined_distances_have_a_column():
     cases = [replace(result(name=str(i), hd95=NAN if i else 1.0), empty_policy="nan", nsd=0.5) for i in range(3)]
+    cases = [replace(case, nsd_tolerance=2.0) for case in cases]
     text = format_summary(summarize(cases, protocol="image"), metrics=("dice", "hd95", "nsd", "volume_difference"))
-    assert cells(text)[0][6:] == ["Undefined", "Dice", "HD95 (mm)", "NSD", "Volume difference (mm² or mm³)"]
+    assert cells(text)[0][6:] == ["Undefined", "Dice", "HD95 (mm)", "NSD at 2 mm", "Volume difference (mm² or mm³)"]
     assert cells(text)[1][6:9] == ["2", "0.500 ± 0.000 [0.500, 0.500]", "1.00"]
+    assert "distances in mm; NSD at 2 mm; empty masks: nan" in text
     assert "left out" in text
 
 
@@ -274,14 +271,14 @@ def test_the_csv_has_a_line_for_each_number(tmp_path):
     write_summary_csv(summary, tmp_path / "summary.csv")
     with open(tmp_path / "summary.csv", newline="", encoding="utf-8") as file:
         lines = {(line["domain"], line["structure"], line["metric"]): line for line in csv.DictReader(file)}
-    assert len(lines) == len(summary.rows) * len(METRICS)
+    assert len(lines) == len(summary.rows) * len(MEANS)
     for (domain, structure, metric), line in lines.items():
         row = by_key(summary)[domain, structure]
         numbers = [float(line[name] or NAN) for name in ("mean", "sd", "low", "high")]
         np.testing.assert_array_equal(numbers, astuple(row.intervals[metric])[:4])
         assert (int(line["patients"]), line["protocol"], line["worst_domain"]) == (row.patients, "image", "C")
         assert float(line["gap"]) == summary.gap
-    assert lines["A", "disc", "nsd"]["mean"] == ""
+    assert (lines["A", "disc", "nsd"]["mean"], lines["A", "disc", "nsd"]["nsd_tolerance"]) == ("", "")
 
 
 # ---- two methods
@@ -336,7 +333,10 @@ def test_cases_that_are_undefined_in_either_are_left_out_and_counted():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"name": "00"}, "domain 'A', case '1', structure 'disc' is in A and not in B"),
+        (
+            {"name": "00"},
+            "no case in common: A has domain 'A', case '1', structure 'disc', B has domain 'A', case '00'",
+        ),
         ({"unit": "px"}, "unit is 'mm' in A and 'px' in B"),
         ({"empty_policy": "nan"}, "empty_policy is 'worst' in A and 'nan' in B"),
         ({"patient": "q"}, "patient is 'p1' in A and 'q' in B"),
@@ -346,6 +346,16 @@ def test_cases_that_are_undefined_in_either_are_left_out_and_counted():
 def test_methods_that_cannot_be_compared(change, words):
     with pytest.raises(ValueError, match=words):
         compare_cases([result()], [result(**change)])
+
+
+def test_the_nsd_is_compared_at_one_tolerance():
+    a, b = [result(nsd=0.5, nsd_tolerance=1.0)], [result(nsd=0.25, nsd_tolerance=2.0)]
+    assert compare_cases(a, b)["A", "disc"].difference.mean == 0
+    with pytest.raises(ValueError, match=r"nsd_tolerance is 1\.0 in A and 2\.0 in B"):
+        compare_cases(a, b, "nsd")
+    alike = [replace(case, nsd_tolerance=1.0) for case in b]
+    text = format_comparison_of_cases(compare_cases(a, alike, "nsd"), metric="nsd", table=site_table(a))
+    assert "NSD at 1 mm of A minus B" in text
 
 
 def test_missing_and_unknown_things_are_named():
@@ -363,7 +373,7 @@ def test_missing_and_unknown_things_are_named():
 def test_the_comparison_can_be_read():
     a, b = study(), study(shift=-0.05, seed=1)
     summary = summarize(a, protocol="volume-mm")
-    text = format_comparison_of_cases(compare_cases(a, b), ("ours", "base"), summary=summary)
+    text = format_comparison_of_cases(compare_cases(a, b), ("ours", "base"), table=summary)
     table = cells(text)
     assert table[0] == [
         "Site", "Structure", "Cases", "Patients", "ours − base", "p", "ours better", "base better", "Equal"
@@ -376,6 +386,6 @@ def test_the_comparison_can_be_read():
     few = format_comparison_of_cases(compare_cases([result()], [result(dice=0.25)]), style="text")
     assert cells(few)[1] == ["A", "disc", "1", "1", "+0.250", "–", "1", "0", "0"]
     volumes = format_comparison_of_cases(
-        compare_cases(a, b, "volume_difference"), metric="volume_difference", summary=summary
+        compare_cases(a, b, "volume_difference"), metric="volume_difference", table=summary
     )
     assert "\n\nAbsolute volume difference (mm² or mm³) of A minus B" in volumes

@@ -5,28 +5,36 @@ from pathlib import Path
 import click
 
 from dim_hf.cli.errors import user_errors
+from dim_hf.cli.spelling import BOTH_SPELLINGS
 
 
 @click.command(
-    epilog="Example: dim-hf diagnose runs/dim data/fundus --baseline runs/supervised --output_dir runs/dim/diagnosis"
+    context_settings=BOTH_SPELLINGS,
+    epilog="\b\nExample:\n"
+    "  dim-hf diagnose runs/dim data/fundus --baseline runs/supervised --output-dir runs/dim/diagnosis",
 )
 @click.argument("model")
 @click.argument("dataset")
-@click.option("--output_dir", "--output-dir", required=True, type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--output-dir",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for figures, table.md and diagnosis.json.",
+)
 @click.option("--baseline", help="A model to measure on the same images, e.g. the supervised one: before and after.")
 @click.option("--rho", default=0.05, show_default=True, help="ρ > 0, radius of the ball around the weights.")
 @click.option("--adaptive", is_flag=True, help="ρ relative to the weights (ASAM).")
 @click.option("--images", default=16, show_default=True, help="Labeled images of each domain, at most.")
-@click.option("--pooled_images", default=8, show_default=True, help="Those for Hessian and landscape, in all.")
+@click.option("--pooled-images", default=8, show_default=True, help="Those for Hessian and landscape, in all.")
 @click.option(
-    "--unlabeled_images", default=48, show_default=True, help="Images of each domain for divergence and agreement."
+    "--unlabeled-images", default=48, show_default=True, help="Images of each domain for divergence and agreement."
 )
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Draw images of this split only.")
-@click.option("--f_divergence", "f_divergences", multiple=True, help="Name of an f-divergence; may be repeated.")
+@click.option("--f-divergence", "f_divergences", multiple=True, help="Name of an f-divergence; may be repeated.")
 @click.option("--extent", default=0.5, show_default=True, help="Half side of the landscape; 1 is a filter's own norm.")
 @click.option("--seed", default=0, show_default=True, help="Of the drawn images and directions.")
 @click.option("--quick", is_flag=True, help="Fewer steps and directions, no plane, no trace.")
-@click.option("--no_progress", "--no-progress", is_flag=True, help="Show no progress bar.")
+@click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 def command(
     model: str,
     dataset: str,
@@ -49,6 +57,7 @@ def command(
     from dim_hf.diagnostics.diagnose import diagnose, write_diagnosis
     from dim_hf.diagnostics.records import FULL, QUICK, Options
     from dim_hf.diagnostics.text import format_diagnosis
+    from dim_hf.evaluation.runs import read_run, reading_of
 
     disable_progress_bar()  # of loading weights
     with user_errors():
@@ -57,7 +66,7 @@ def command(
         options = Options(effort=QUICK if quick else FULL, **settings)
         found = diagnose(
             model,
-            load_source(dataset),
+            load_source(dataset, **reading_of(dataset, read_run(model))),
             dataset=dataset,
             baseline=baseline,
             options=options,

@@ -6,15 +6,23 @@ from typing import Any
 import click
 
 from dim_hf.cli.errors import user_errors
+from dim_hf.cli.spelling import BOTH_SPELLINGS
 
 
 @click.command(
-    epilog="Examples: dim-hf evaluate runs/dim data/fundus --output_dir runs/dim/evaluation\n\n"
-    "dim-hf evaluate --compare runs/dim/evaluation runs/supervised/evaluation"
+    context_settings=BOTH_SPELLINGS,
+    epilog="\b\nExamples:\n"
+    "  dim-hf evaluate runs/dim data/fundus\n"
+    "  dim-hf evaluate runs/dim data/prostate --protocol volume-mm --tolerance-mm 2\n"
+    "  dim-hf evaluate --compare runs/dim/evaluation-image runs/supervised/evaluation-image",
 )
 @click.argument("model", required=False)
 @click.argument("dataset", required=False)
-@click.option("--output_dir", type=click.Path(path_type=Path, file_okay=False), help="Folder for tables and report.")
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for tables and report.  [default: MODEL/evaluation-PROTOCOL]",
+)
 @click.option(
     "--protocol",
     type=click.Choice(["image", "volume-mm", "network", "midss-2d"]),
@@ -30,11 +38,27 @@ from dim_hf.cli.errors import user_errors
     show_default=True,
     help="Images to score; test images that no row marks are those that the run held out.",
 )
-@click.option("--tolerance-mm", type=click.FloatRange(min=0), help="Tolerance of the NSD, in the unit of distances.")
-@click.option("--against", multiple=True, help="Another evaluation of the same images to compare with.")
-@click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluations or cases.csv; no MODEL needed.")
-@click.option("--metric", default="dice", show_default=True, help="What --compare compares.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option(
+    "--tolerance-mm",
+    type=click.FloatRange(min=0),
+    help="Score the NSD, too, at this tolerance: in mm, or in pixels where distances are.",
+)
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="FOLDER",
+    help="Evaluation of another model on the same images (or its cases.csv) to compare with; may be repeated.",
+)
+@click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluations, A minus B; no MODEL needed.")
+@click.option(
+    "--metric",
+    default="dice",
+    show_default=True,
+    help="What --compare compares: dice, jaccard, hd95, hd, asd, assd, nsd or volume_difference.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images of a forward pass."
+)
 @click.option("--revision", help="Commit, branch or tag of a model of the Hub.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 def command(
@@ -42,15 +66,15 @@ def command(
 ) -> None:
     """Score MODEL on the test images of DATASET, or compare two evaluations.
 
-    MODEL is a folder or a name of the Hub; DATASET is what `dim-hf train --dataset` takes. Writes cases.csv,
-    summary.csv, table.md, evaluation.json and report.html.
+    MODEL is a folder or a name on the Hub. DATASET is a manifest (.csv, .parquet) or a folder that holds one, a folder
+    of domains, a data set of the Hub, or a phantom (phantom:fundus); the run's own is read as the run read it. Writes
+    cases.csv, summary.csv, table.md, evaluation.json and report.html, which opens offline.
     """
-    from dim_hf.evaluation.files import compare_files
-    from dim_hf.metrics.summary import format_comparison_of_cases
-
     if compare:
+        from dim_hf.evaluation.files import compare_files
+
         with user_errors():
-            click.echo(format_comparison_of_cases(compare_files(*compare, metric), names=compare, metric=metric))
+            click.echo(compare_files(*compare, metric, style="text"))
         return
     if model is None or dataset is None:
         raise click.UsageError("name MODEL and DATASET, or --compare two evaluations")
@@ -71,29 +95,30 @@ def _evaluate(
     revision: str | None,
     no_progress: bool,
 ) -> None:
-    from accelerate import PartialState
+    from transformers.utils.logging import disable_progress_bar
 
     from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
-    from dim_hf.evaluation.files import read_cases, write_evaluation
+    from dim_hf.evaluation.files import format_result, read_cases, write_evaluation
     from dim_hf.evaluation.loading import load_model, load_source_for
+    from dim_hf.evaluation.prediction import process_state
     from dim_hf.evaluation.runs import provenance_of, read_run, rows_to_score
-    from dim_hf.metrics.summary import format_summary
 
+    disable_progress_bar()  # of loading weights
     run = read_run(model)
     network, processor = load_model(model, revision=revision)
-    source = load_source_for(network, dataset)
+    source = load_source_for(network, dataset, run)
     rows = rows_to_score(source.rows, split, run)
     others = {name: read_cases(name) for name in against}
     result = evaluate_model(
-        network.to(PartialState().device),
+        network.to(process_state().device),
         processor,
         rows,
         source.description,
         provenance_of(model, dataset, protocol, split, run),
         EvaluationOptions(protocol, tolerance_mm, batch_size, progress=not no_progress),
     )
-    if not PartialState().is_main_process:
+    if not process_state().is_main_process:
         return
-    click.echo(format_summary(result.summary, "text"))
+    click.echo(format_result(result, "text"))
     folder = output_dir or Path(model if Path(model).is_dir() else Path(model).name) / f"evaluation-{protocol}"
     click.echo(f"\nReport: {write_evaluation(result, folder, against=others)}")

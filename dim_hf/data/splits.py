@@ -39,10 +39,10 @@ class SemiSupervisedSplit:
         return {
             "labeled_domain": self.labeled_domain,
             "seed": self.seed,
-            "labeled": _describe(self.labeled),
-            "unlabeled": _describe(self.unlabeled),
-            "validation": _describe(self.validation),
-            "test": {domain: _describe(rows) for domain, rows in self.test.items()},
+            "labeled": describe_part(self.labeled),
+            "unlabeled": describe_part(self.unlabeled),
+            "validation": describe_part(self.validation),
+            "test": {domain: describe_part(rows) for domain, rows in self.test.items()},
         }
 
 
@@ -309,7 +309,16 @@ def _take(rows: datasets.Dataset, cases: Iterable[_Case]) -> datasets.Dataset:
     return rows.select([case.index for case in sorted(cases)])
 
 
-def _describe(rows: datasets.Dataset) -> dict[str, Any]:
+def describe_part(rows: datasets.Dataset) -> dict[str, Any]:
+    """What a part of a split is made of, as it is written beside results.
+
+    Args:
+        rows: the images of the part.
+
+    Returns:
+        `images` and `patients`, their numbers (an image without a patient counts as one); `domains`, images by domain;
+        `names_sha256`, the SHA-256 of the sorted lines `domain/name`, by which two runs know that they mean the same.
+    """
     texts = rows.select_columns(["domain", "name", "patient"]).with_format(None)[:]
     cases = list(zip(texts["domain"], texts["name"], texts["patient"], strict=True))
     names = sorted(f"{domain}/{name}" for domain, name, _ in cases)

@@ -10,8 +10,8 @@ from dim_hf.diagnostics.domains import DomainDivergences
 from dim_hf.diagnostics.landscape import Landscape
 from dim_hf.diagnostics.loss_sharpness import Sharpness
 from dim_hf.diagnostics.records import Diagnosis
-from dim_hf.metrics.figure_style import house_style, save
-from dim_hf.metrics.figures import COLORS, GRID, INK, LINES, Panel, curves
+from dim_hf.metrics.figure_style import COLORS, GRID, INK, LINES, house_style, save
+from dim_hf.metrics.figures import Panel, curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

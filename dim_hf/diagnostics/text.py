@@ -4,9 +4,8 @@ import textwrap
 from collections.abc import Sequence
 
 from dim_hf.diagnostics.records import Diagnosis, ModelDiagnosis
-from dim_hf.metrics.report import render
+from dim_hf.metrics.text_table import TEXT_WIDTH, render
 
-_WIDTH = 100  # of captions, in characters
 _RISES = (
     ("Loss", lambda s: f"{s.loss:.4f}"),
     ("SAM step", lambda s: f"{s.sam_rise:+.3g}"),
@@ -33,7 +32,7 @@ def format_diagnosis(diagnosis: Diagnosis, style: str = "markdown") -> str:
     for title, header, lines, left, caption in filter(None, parts):
         heading = f"### {title}" if style == "markdown" else title
         if style == "text":
-            caption = textwrap.fill(caption, _WIDTH)
+            caption = textwrap.fill(caption, TEXT_WIDTH)
         blocks.append(f"{heading}\n\n{render(header, lines, style, left)}\n\n{caption}")
     return "\n\n".join(blocks)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dim_hf.data.description import DatasetDescription
 from dim_hf.data.rows import is_present
-from dim_hf.evaluation.prediction import predict_rows, shares_of
+from dim_hf.evaluation.prediction import predict_rows, process_state, shares_of
 from dim_hf.evaluation.protocols import Protocol, get_protocol
 from dim_hf.evaluation.result import EvaluationResult, Provenance
 from dim_hf.evaluation.scoring import Scores, score_predictions, scoring_groups
@@ -94,10 +94,9 @@ def _of_all_processes(
     options: EvaluationOptions,
     autocast: Callable[[], Any],
 ) -> Scores:
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    state = PartialState()
+    state = process_state()
     groups = scoring_groups(rows, protocol)
     own = [groups[number] for number in shares_of(len(groups), state.process_index, state.num_processes)]
     predictions = predict_rows(

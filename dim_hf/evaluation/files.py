@@ -2,15 +2,18 @@
 
 import json
 import os
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
 from dim_hf.evaluation.html_report import write_html_report
-from dim_hf.evaluation.result import EvaluationResult
+from dim_hf.evaluation.result import SELECTED_ON_TEST, EvaluationResult
+from dim_hf.metrics.case_files import read_cases_csv, write_cases_csv
 from dim_hf.metrics.cases import CaseResult
-from dim_hf.metrics.report import read_cases_csv, write_cases_csv
-from dim_hf.metrics.statistics import PairedComparison
-from dim_hf.metrics.summary import compare_cases, format_comparison_of_cases, format_summary, write_summary_csv
+from dim_hf.metrics.paired_cases import compare_cases
+from dim_hf.metrics.report import site_table
+from dim_hf.metrics.summary_text import format_comparison_of_cases, format_summary, write_summary_csv
+from dim_hf.metrics.text_table import TEXT_WIDTH
 
 CASES_FILE = "cases.csv"
 PROVENANCE_FILE = "evaluation.json"
@@ -34,14 +37,28 @@ def write_evaluation(
     write_cases_csv(result.cases, folder / CASES_FILE)
     write_summary_csv(result.summary, folder / "summary.csv")
     comparisons = {name: compare_cases(result.cases, cases) for name, cases in (against or {}).items()}
-    text = [format_summary(result.summary)]
+    text = [format_result(result)]
     text += [
-        format_comparison_of_cases(found, names=("this", name), summary=result.summary)
+        format_comparison_of_cases(found, names=("this", name), table=result.summary)
         for name, found in comparisons.items()
     ]
     (folder / "table.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(result.provenance), indent=2) + "\n", encoding="utf-8")
     return write_html_report(result, folder / "report.html", comparisons=comparisons or None)
+
+
+def format_result(result: EvaluationResult, style: str = "markdown") -> str:
+    """The table for reading, with how the checkpoint was chosen, as the last of its sentences.
+
+    Args:
+        result: What was found.
+        style: "markdown" or "text".
+    """
+    source = result.provenance
+    chosen = f"Checkpoint: {source.selection}." + (f" {SELECTED_ON_TEST}" if source.selected_on_test else "")
+    if style == "text":
+        chosen = textwrap.fill(chosen, TEXT_WIDTH)
+    return f"{format_summary(result.summary, style)}\n\n{chosen}"
 
 
 def read_cases(path: str | os.PathLike) -> list[CaseResult]:
@@ -57,6 +74,20 @@ def read_cases(path: str | os.PathLike) -> list[CaseResult]:
     return read_cases_csv(file)
 
 
-def compare_files(first: str, second: str, metric: str = "dice") -> dict[tuple[str, str], PairedComparison]:
-    """Paired differences of two evaluations of the same images, first minus second."""
-    return compare_cases(read_cases(first), read_cases(second), metric)
+def compare_files(first: str, second: str, metric: str = "dice", style: str = "markdown") -> str:
+    """Paired differences of two evaluations of the same images, first minus second, as a table with its caption.
+
+    Args:
+        first: Folder or `cases.csv` of an evaluation.
+        second: Of the other.
+        metric: A name in `metrics.report.MEANS`.
+        style: "markdown" or "text".
+
+    Raises:
+        ValueError: If a file cannot be read, the metric is unknown, or the two were not scored alike on the same
+            cases.
+    """
+    cases = [read_cases(name) for name in (first, second)]
+    found = compare_cases(*cases, metric)
+    table = format_comparison_of_cases(found, metric=metric, table=site_table(cases[0]), style=style)
+    return f"A: {first}\nB: {second}\n\n{table}"

@@ -1,6 +1,6 @@
 """An evaluation as one HTML page that needs nothing else: no script, no font, no file beside it."""
 
-import base64
+import math
 import os
 import re
 import tempfile
@@ -12,13 +12,16 @@ from typing import Any
 from dim_hf.evaluation.overlays import Shot, shot_of, structure_colors
 from dim_hf.evaluation.protocols import PROTOCOLS
 from dim_hf.evaluation.report_tables import agreement_tables, comparison_table, number, score_tables
-from dim_hf.evaluation.result import EvaluationResult, Overlay, Provenance
+from dim_hf.evaluation.result import SELECTED_ON_TEST, EvaluationResult, Overlay, Provenance
 from dim_hf.metrics import report_figures
 from dim_hf.metrics.empty_masks import EMPTY_POLICIES
-from dim_hf.metrics.figures import COLORS, GRID, INK
+from dim_hf.metrics.figure_style import COLORS, GRID, INK
+from dim_hf.metrics.labels import metric_label
 from dim_hf.metrics.resampling import LEVEL, RESAMPLES
 from dim_hf.metrics.statistics import PairedComparison
-from dim_hf.metrics.summary import FEW_PATIENTS, Summary
+from dim_hf.metrics.summary import Summary
+from dim_hf.metrics.summary_text import FEW_PATIENTS
+from dim_hf.pages import data_uri, render_page
 
 Key = tuple[str, str]
 
@@ -29,10 +32,6 @@ _THEME = (
     ("grid", GRID, "#37414c"),
     ("paper", "#ffffff", "#1a2027"),
     ("blue", COLORS[0], "#2a7fd4"),  # the only one of the colors that is too dark there
-)
-_STAMP = (
-    "Test images had a part in choosing this checkpoint. The scores are too good by an unknown amount and cannot be "
-    "compared with those of a model that was selected on validation cases or taken at its last step."
 )
 
 
@@ -111,20 +110,13 @@ def render_html_report(
         result: The evaluation.
         comparisons: By name of another model what `compare_cases` says of this one against it, in Dice.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dim_hf.evaluation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     standing, dims = standing_of(result.summary), result.spatial_dims
     compared = [comparison_table(name, one, "dice", standing) for name, one in (comparisons or {}).items()]
-    return environment.get_template("report.html.jinja").render(
+    return render_page(
+        "dim_hf.evaluation",
+        "report.html.jinja",
         provenance=result.provenance,
-        stamp=_STAMP if result.provenance.selected_on_test else "",
+        stamp=SELECTED_ON_TEST if result.provenance.selected_on_test else "",
         subtitle=standing,
         tiles=_tiles(result),
         facts=_facts(result),
@@ -139,11 +131,12 @@ def render_html_report(
 
 
 def standing_of(summary: Summary) -> str:
-    """Protocol, unit and empty policy in a sentence or two: the part of a caption that no number may go without."""
+    """Protocol, unit, empty policy and tolerance of the NSD in sentences: what no number may go without."""
     protocol, policy = PROTOCOLS.get(summary.protocol), EMPTY_POLICIES.get(summary.empty_policy)
     parts = [
         f"Protocol {summary.protocol}" + (f": {protocol.description}" if protocol else ""),
         {"mm": "Distances in mm", "px": "Distances in pixels"}.get(summary.unit, ""),
+        "" if math.isnan(summary.nsd_tolerance) else metric_label("nsd", summary.unit, summary.nsd_tolerance),
         f"Empty masks: {summary.empty_policy} ({policy.description})" if policy else "",
     ]
     return " ".join(f"{part}." for part in parts if part)
@@ -198,6 +191,7 @@ def _facts(result: EvaluationResult) -> list[Fact]:
         Fact("Protocol", f"{summary.protocol}" + (f": {protocol.description}" if protocol else "")),
         Fact("Unit of distances", {"mm": "mm", "px": "pixels"}.get(summary.unit, "–")),
         Fact("Empty masks", _policy(summary.empty_policy)),
+        *[Fact("Tolerance of the NSD", f"{summary.nsd_tolerance:g} {summary.unit}")] * (summary.nsd_tolerance >= 0),
         Fact("Data set", source.dataset),
         Fact("Model", source.model + (f", its {source.scored_model}" if source.scored_model else "")),
     ]
@@ -313,9 +307,8 @@ def _embed(draw: Callable[..., Path], data: Any, **options: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         vector = themed(draw(data, Path(folder, "figure.svg"), **options).read_text(encoding="utf-8")).encode()
         if len(vector) * 4 / 3 < FIGURE_BYTES:
-            return "data:image/svg+xml;base64," + base64.b64encode(vector).decode("ascii")
-        pixels = draw(data, Path(folder, "figure.png"), **options).read_bytes()
-    return "data:image/png;base64," + base64.b64encode(pixels).decode("ascii")
+            return data_uri(vector, "svg+xml")
+        return data_uri(draw(data, Path(folder, "figure.png"), **options).read_bytes(), "png")
 
 
 def themed(svg: str) -> str:

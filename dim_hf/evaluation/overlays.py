@@ -1,6 +1,5 @@
 """Cases as pictures in a page: the image as JPEG, contours as vector paths above it."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dim_hf.evaluation.result import Overlay
-from dim_hf.metrics.figures import CONTOUR_COLORS
+from dim_hf.metrics.figure_style import CONTOUR_COLORS
+from dim_hf.pages import data_uri
 
 MARGIN = 0.4  # of the structures' extent, on each side
 SMALLEST = 1 / 3  # of the image's shorter side: a smaller cut would show a structure without its place
@@ -105,7 +105,7 @@ def contour_path(mask: NDArray[np.bool_]) -> str:
     >>> contour_path(np.array([[True]]))
     'M0 1l1 -1l1 1l-1 1z'
     """
-    from contourpy import contour_generator  # comes with matplotlib, which is slow to start for so many masks
+    from contourpy import contour_generator
 
     if not mask.any():
         return ""
@@ -130,4 +130,4 @@ def _jpeg(image: NDArray[np.uint8]) -> str:
     Image.fromarray(np.ascontiguousarray(image)).convert("RGB" if image.ndim == 3 else "L").save(
         stream, "JPEG", quality=_QUALITY
     )
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return data_uri(stream.getvalue(), "jpeg")

@@ -8,6 +8,8 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -140,6 +142,14 @@ def _spatial(item: _Loaded, dims: int) -> tuple[int, ...]:
     if len(shape) == dims:
         return shape
     return shape[:-1] if dims == 2 else shape[1:]
+
+
+def process_state() -> PartialState:
+    """The processes that `accelerate launch` started, on CPUs too.
+
+    Without being told of CPUs, `PartialState` on a machine without a GPU takes each process for the only one.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def shares_of(total: int, rank: int, world_size: int) -> list[int]:

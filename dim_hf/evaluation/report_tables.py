@@ -7,12 +7,12 @@ from itertools import groupby
 
 from dim_hf.evaluation.result import EvaluationResult
 from dim_hf.metrics.agreement import limits_of_agreement, volume_pairs, volume_unit
+from dim_hf.metrics.labels import LABELS, SHARES, metric_label
 from dim_hf.metrics.report import MEAN_OF_SITES
 from dim_hf.metrics.resampling import Interval
 from dim_hf.metrics.statistics import PairedComparison
-from dim_hf.metrics.summary import LABELS, Summary, SummaryRow
+from dim_hf.metrics.summary import Summary, SummaryRow
 
-SHARES = ("dice", "jaccard", "nsd")
 DISTANCES = ("hd95", "hd", "asd", "assd")  # differences of volumes have their own table, with limits
 
 
@@ -85,7 +85,7 @@ def score_tables(result: EvaluationResult, standing: str) -> list[Table]:
     tables = []
     for title, metrics, counts, text in kinds:
         shown = [name for name in metrics if any(row.intervals[name].cases for row in summary.rows)]
-        heads = [LABELS[name] if name in SHARES else f"{LABELS[name]} ({summary.unit})" for name in shown]
+        heads = [metric_label(name, summary.unit, summary.nsd_tolerance) for name in shown]
         if shown:
             groups = _groups(summary, shown, counts)
             tables.append(Table(title, [*heads, *map(str.capitalize, counts)], groups, text + standing))

@@ -9,6 +9,11 @@ from dim_hf.metrics.calibration import Reliability
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.summary import Summary
 
+SELECTED_ON_TEST = (
+    "Test images had a part in choosing this checkpoint. The scores are too good by an unknown amount and cannot be "
+    "compared with those of a model that was selected on validation cases or taken at its last step."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Overlay:

@@ -1,6 +1,5 @@
 """What a run's folder says about the model in it, and which images it may be tested on."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import datasets
 
 from dim_hf.data.rows import is_present
-from dim_hf.data.splits import mark_test_patients
+from dim_hf.data.sources import PHANTOM_PREFIX, PhantomOptions
+from dim_hf.data.splits import describe_part, mark_test_patients
 from dim_hf.evaluation.result import Provenance
 
 RESULTS_FILE = "results.json"
@@ -50,6 +50,25 @@ def read_run(model: str) -> RunFacts:
         raise ValueError(f"{path} cannot be read ({error}); remove it, or train again") from error
 
 
+def reading_of(dataset: str, run: RunFacts) -> dict[str, Any]:
+    """How a run read its data set: options of `load_source`, to read the same rows again.
+
+    Args:
+        dataset: What `load_source` is to read.
+        run: The run; of another data set it says nothing.
+    """
+    data = run.data
+    known = data.get("dataset")
+    if known is None or (known != dataset and Path(known).resolve() != Path(dataset).resolve()):
+        return {}
+    if dataset.startswith(PHANTOM_PREFIX):
+        return {"phantom": PhantomOptions(data["phantom_images_per_domain"], data["image_size"], data["phantom_seed"])}
+    options = {name: data.get(name) for name in ("class_names", "structures", "patient_pattern")}
+    if options["structures"]:
+        options["structures"] = json.loads(options["structures"])
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def rows_to_score(rows: datasets.Dataset, split: str, run: RunFacts) -> datasets.Dataset:
     """The rows of a split; test images that no row marks are those that the run's own seed drew.
 
@@ -60,11 +79,7 @@ def rows_to_score(rows: datasets.Dataset, split: str, run: RunFacts) -> datasets
         raise ValueError(f"split is {split!r}; choose one of {', '.join(SPLITS)}")
     if split == "all":
         return rows
-    marked = rows
-    if "test" not in rows["split"] and run.data:
-        marked = mark_test_patients(
-            rows, seed=int(run.data.get("split_seed", 0)), test_fraction=float(run.data.get("test_fraction", 0.2))
-        )
+    marked = _marked(rows, run) if run.data else rows
     chosen = [index for index, part in enumerate(marked["split"]) if part == split]
     if not chosen:
         raise ValueError(
@@ -77,15 +92,25 @@ def rows_to_score(rows: datasets.Dataset, split: str, run: RunFacts) -> datasets
     return scored
 
 
+def _marked(rows: datasets.Dataset, run: RunFacts) -> datasets.Dataset:
+    """The rows with the test images that the run drew in the domains where none are marked."""
+    drawn = rows
+    if run.data.get("allow_shared_patients"):  # each image counts as a patient of its own
+        drawn = rows.remove_columns("patient").add_column("patient", rows["name"])
+    seed, fraction = int(run.data.get("split_seed", 0)), float(run.data.get("test_fraction", 0.2))
+    split = mark_test_patients(drawn, seed=seed, test_fraction=fraction)["split"]
+    return rows.remove_columns("split").add_column("split", split)
+
+
 def _check_hashes(rows: datasets.Dataset, run: RunFacts) -> None:
     """Refuse to call images test images if the run had others: some may have been trained on."""
     expected = {domain: part.get("names_sha256") for domain, part in run.split.get("test", {}).items()}
     rows = rows.select(is_present(rows, "label").nonzero()[0])
-    domains, names = rows["domain"], rows["name"]
-    for domain in dict.fromkeys(domains):
-        own = sorted(f"{domain}/{name}" for d, name in zip(domains, names, strict=True) if d == domain)
-        found = hashlib.sha256("\n".join(own).encode()).hexdigest()
-        if domain in expected and expected[domain] != found:
+    places: dict[str, list[int]] = {}
+    for index, domain in enumerate(rows["domain"]):
+        places.setdefault(domain, []).append(index)
+    for domain, own in places.items():
+        if domain in expected and expected[domain] != describe_part(rows.select(own))["names_sha256"]:
             raise ValueError(
                 f"the test images of domain {domain!r} are not those that the run held out, so the model may have "
                 "seen some; evaluate on the data set that it was trained on, or score everything with --split all"

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 
 from dim_hf.data.volumes.slices import stack_slices
+from dim_hf.data.volumes.volume import Volume
 from dim_hf.evaluation.prediction import PredictedCase
 from dim_hf.evaluation.protocols import Protocol
 from dim_hf.evaluation.result import Overlay
@@ -54,7 +55,6 @@ class Scores:
         worst: Up to five cases a domain, as (Dice, name, picture).
         best: Likewise.
         ratios: (prediction, reference) by domain.
-        unlabeled: Number of images without a mask, which are not scored.
     """
 
     cases: list[CaseResult] = field(default_factory=list)
@@ -62,7 +62,6 @@ class Scores:
     worst: dict[str, list[Overlay]] = field(default_factory=dict)
     best: dict[str, list[Overlay]] = field(default_factory=dict)
     ratios: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    unlabeled: int = 0
 
     def __add__(self, other: "Scores") -> "Scores":
         domains = sorted({*self.worst, *other.worst})
@@ -75,7 +74,6 @@ class Scores:
             {d: _worst([*self.worst.get(d, []), *other.worst.get(d, [])]) for d in domains},
             {d: _best([*self.best.get(d, []), *other.best.get(d, [])]) for d in domains},
             {d: [*self.ratios.get(d, []), *other.ratios.get(d, [])] for d in {**self.ratios, **other.ratios}},
-            self.unlabeled + other.unlabeled,
         )
 
 
@@ -109,7 +107,7 @@ def score_predictions(
     """Score predictions as they come.
 
     Args:
-        predictions: Of the rows of `groups`, in their order.
+        predictions: Of the rows of `groups`, which all have masks, in their order.
         groups: From `scoring_groups`.
         rows: The rows.
         protocol: How.
@@ -123,9 +121,6 @@ def score_predictions(
     columns = [c for c in ("domain", "patient", "name", *_SLICE_COLUMNS) if c in rows.column_names]
     texts = rows.select_columns(columns).with_format(None)
     for parts in _grouped(predictions, groups):
-        if any(part.reference is None for part in parts):
-            scores.unlabeled += len(parts)
-            continue
         facts = [texts[part.index] for part in parts]
         domain = facts[0]["domain"]
         bins = scores.reliability.setdefault(domain, Reliability())
@@ -160,37 +155,27 @@ def _single(part: PredictedCase, facts: Mapping[str, str]) -> ScoredImage:
 
 
 def _volume(parts: Sequence[PredictedCase], facts: Sequence[Mapping]) -> ScoredImage:
-    first = facts[0]
-
-    def stacked(arrays: Sequence[np.ndarray]) -> np.ndarray:
-        by_index = {fact["slice_index"]: np.asarray(array) for fact, array in zip(facts, arrays, strict=True)}
-        nonlocal spacing
-        try:
-            volume = stack_slices(
-                by_index,
-                slice_axis=first["slice_axis"],
-                affine=first["affine"],
-                num_slices=first["num_slices"],
-            )
-        except ValueError as error:
-            raise ValueError(f"volume {first['volume']!r} of domain {first['domain']!r}: {error}") from error
-        spacing = volume.spacing_mm
-        # The slices' axis first, so that a picture of the volume is one of the slices.
-        return np.moveaxis(volume.array, first["slice_axis"], 0)
-
-    spacing: tuple[float, ...] = ()
     image, reference, prediction = (
-        stacked([_grey(part.image) for part in parts]),
-        stacked([part.reference for part in parts]),
-        stacked([part.prediction for part in parts]),
+        _stacked([getattr(part, name) for part in parts], facts) for name in ("image", "reference", "prediction")
     )
+    first = facts[0]
     axis = first["slice_axis"]
-    order = (spacing[axis], *(size for number, size in enumerate(spacing) if number != axis))
-    return ScoredImage(first["domain"], first["patient"], first["volume"], image, reference, prediction, order)
+    # The slices' axis first, so that a picture of the volume is one of the slices.
+    arrays = (np.moveaxis(volume.array, axis, 0) for volume in (image, reference, prediction))
+    spacing_mm = tuple(reference.spacing_mm[number] for number in (axis, *(n for n in range(3) if n != axis)))
+    return ScoredImage(first["domain"], first["patient"], first["volume"], *arrays, spacing_mm)
 
 
-def _grey(image: np.ndarray) -> np.ndarray:
-    return image if image.ndim == 2 else image.mean(axis=-1)
+def _stacked(slices: Sequence[np.ndarray], facts: Sequence[Mapping]) -> Volume:
+    """Slices of one volume put together; those in color become grey."""
+    first = facts[0]
+    greys = [part if part.ndim == 2 else part.mean(axis=-1) for part in map(np.asarray, slices)]
+    by_index = dict(zip((fact["slice_index"] for fact in facts), greys, strict=True))
+    place = {name: first[name] for name in ("slice_axis", "affine", "num_slices")}
+    try:
+        return stack_slices(by_index, **place)
+    except ValueError as error:
+        raise ValueError(f"volume {first['volume']!r} of domain {first['domain']!r}: {error}") from error
 
 
 def _add(

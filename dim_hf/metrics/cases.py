@@ -35,6 +35,7 @@ class CaseResult:
         spurious: whether only the reference is empty.
         unit: "mm", or "px" where the case was scored without a spacing.
         empty_policy: how distances of missed and spurious structures were scored.
+        nsd_tolerance: tolerance of the NSD, in `unit`; NaN without one.
     """
 
     domain: str
@@ -55,6 +56,7 @@ class CaseResult:
     spurious: bool
     unit: str
     empty_policy: str
+    nsd_tolerance: float = math.nan
 
 
 def default_structures(id2label: Mapping[int, str]) -> dict[str, list[int]]:
@@ -151,6 +153,7 @@ def score_case(
         raise ValueError(f"{case}: prediction has shape {predicted.shape} and reference {referenced.shape}")
     valid = None if ignore_index is None else referenced != ignore_index
     unit = "px" if spacing_mm is None else "mm"
+    tolerance = math.nan if tolerance_mm is None else float(tolerance_mm)
     rows = []
     for structure, classes in structures.items():
         masks = [np.isin(labels, classes) for labels in (predicted, referenced)]
@@ -160,5 +163,6 @@ def score_case(
         surface = surface_metrics(*masks, spacing_mm, tolerance_mm=tolerance_mm, empty_policy=empty_policy)
         scores = asdict(overlap) | asdict(surface) | {"nsd": math.nan if surface.nsd is None else surface.nsd}
         known = {field.name: scores[field.name] for field in fields(CaseResult) if field.name in scores}
-        rows.append(CaseResult(domain, patient, name, structure, unit=unit, empty_policy=empty_policy, **known))
+        known |= {"unit": unit, "empty_policy": empty_policy, "nsd_tolerance": tolerance}
+        rows.append(CaseResult(domain, patient, name, structure, **known))
     return rows

@@ -6,18 +6,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dim_hf.metrics.figures import GRID, INK, STYLE
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Okabe and Ito, 2008; black is kept for means, and yellow, too pale on white, is left out.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# On images: bright colours that are seen on grey, on the orange of a fundus, and apart from the white reference.
+CONTOUR_COLORS = ("#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#E69F00", "#D55E00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
+HATCHES = ("", "///", "...", "xxx")
+INK, GRID = "#333333", "#DDDDDD"
 CROWD = 400  # points above which they are drawn as pixels, so that a vector file stays small
 NAME_LENGTH = 26
 
 # Every color is named, so that a page may give a vector file other ones in the dark.
-REPORT_STYLE = STYLE | {
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
     "text.color": INK,
     "axes.labelcolor": INK,
     "xtick.color": INK,
@@ -33,7 +46,7 @@ def house_style() -> Iterator[None]:
     """Draws and saves what is inside in the look of a report; matplotlib's settings come back afterwards."""
     from matplotlib import rc_context
 
-    with rc_context(REPORT_STYLE), warnings.catch_warnings():
+    with rc_context(STYLE), warnings.catch_warnings():
         # A name in letters that the font lacks is no fault of the user; an SVG leaves them to the reader's fonts.
         warnings.filterwarnings("ignore", r"Glyph .* missing from")
         yield

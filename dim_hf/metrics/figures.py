@@ -1,13 +1,12 @@
 """Figures of a report: contours over images, curves of a training, bars by site. Written as PNG, SVG or PDF.
 
-Colours are those of Okabe and Ito, which readers with a colour vision deficiency can tell apart; line styles and
-labels repeat what colours say. matplotlib is imported when a figure is drawn, without pyplot and its global state, so
-that the functions work without a display and beside a user's own figures.
+Line styles and labels repeat what colours say. matplotlib is imported when a figure is drawn, without pyplot and its
+global state, so that the functions work without a display and beside a user's own figures.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,37 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dim_hf.metrics.cases import check_structures
+from dim_hf.metrics.figure_style import COLORS, CONTOUR_COLORS, GRID, HATCHES, INK, LINES, house_style, save, short
+from dim_hf.metrics.labels import SHARES, metric_label
 from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, check_comparable, value_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Okabe and Ito, 2008; black is kept for means, and yellow, too pale on white, is left out.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# On images: bright colours that are seen on grey, on the orange of a fundus, and apart from the white reference.
-CONTOUR_COLORS = ("#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#E69F00", "#D55E00")
-LINES = ("-", "--", ":", "-.")
-HATCHES = ("", "///", "...", "xxx")
-SHARES = ("dice", "jaccard", "nsd")
-INK, GRID = "#333333", "#DDDDDD"
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-    "svg.fonttype": "none",
-}
-
-
-def _save(figure: "Figure", path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
 
 
 def _as_picture(image: ArrayLike, labels_shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -158,7 +132,6 @@ def overlay_sheet(
     Raises:
         ValueError: if there is no image, the lists differ in length, or an image and its label maps differ in shape.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -166,7 +139,7 @@ def overlay_sheet(
     _check_sheet(images, references, predictions, titles)
     rows, columns = len(images), 1 + len(predictions)
     shown = {value for classes in structures.values() for value in classes}
-    with rc_context(STYLE):
+    with house_style():
         figure = Figure(figsize=(2.2 * columns + 0.3, 2.2 * rows + 0.7), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for row, (image, labels, title) in enumerate(zip(images, references, titles, strict=True)):
@@ -193,7 +166,7 @@ def overlay_sheet(
         legend.get_frame().set(facecolor="#555555", edgecolor="none")
         for text in legend.get_texts():
             text.set_color("white")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -217,10 +190,11 @@ PANELS = (
     Panel("Loss terms", r"loss|loss_(.+)|(?!eval|train)(.+)_loss", log_scale=True),
     Panel("f-divergence of labeled and unlabeled", r"divergence|divergence_(?!weight)(.+)", log_scale=True),
     Panel("Norm of the perturbation", r"perturbation_norm"),
-    Panel("Pseudo-labels and agreement (share)", r"(.*(?:kept|foreground|agreement).*)", share=True),
+    Panel("Pseudo-labels and agreement (share)", r"(?!eval_)(.*(?:kept|foreground|agreement).*)", share=True),
     Panel("Validation Dice", r"eval_(?!.*(?:student|teacher)_)(.+)_dice|eval_dice", share=True),
 )
 MEAN_LABELS = ("loss", "mean")
+ROOM = 6  # names that find room inside a panel; more stand below it
 
 
 def _series(log_history: Sequence[Mapping[str, Any]], pattern: str) -> dict[str, tuple[list[float], list[float]]]:
@@ -251,7 +225,8 @@ def _draw_panel(axes: "Axes", panel: Panel, series: Mapping[str, tuple[list[floa
             line = LINES[index // len(COLORS) % len(LINES)]
             look = {"color": COLORS[index % len(COLORS)], "linestyle": line, "linewidth": 1.4}
             index += 1
-        axes.plot(steps, values, label=label.replace("_", " "), marker="o" if len(steps) < 12 else None, ms=3, **look)
+        look |= {"label": short(label.replace("_", " ")), "marker": "o" if len(steps) < 12 else None, "ms": 3}
+        axes.plot(steps, values, **look)
     lowest, highest = (choose(choose(values) for _, values in series.values()) for choose in (min, max))
     if panel.log_scale and lowest > 0 and highest > 20 * lowest:
         axes.set_yscale("log")
@@ -266,7 +241,16 @@ def _draw_panel(axes: "Axes", panel: Panel, series: Mapping[str, tuple[list[floa
     axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     if not (len(series) == 1 and re.fullmatch("divergence|perturbation_norm", next(iter(series)))):
-        axes.legend(fontsize=7.5, ncols=1 + len(series) // 5, labelspacing=0.3, handlelength=2.2)
+        look = {"fontsize": 7.5, "labelspacing": 0.3, "handlelength": 2.2}
+        if len(series) <= ROOM:
+            axes.legend(**look).set_in_layout(False)  # else a long name would push the axes away
+        else:
+            place = {"loc": "upper left", "bbox_to_anchor": (0, -0.2), "borderaxespad": 0}
+            axes.legend(ncols=_legend_columns(series), columnspacing=1, **place, **look)
+
+
+def _legend_columns(series: Iterable[str]) -> int:
+    return max(1, 66 // (max(len(short(label)) for label in series) + 7))  # characters that a panel is wide
 
 
 def curves(log_history: Sequence[Mapping[str, Any]], path: str | Path, panels: Sequence[Panel] = PANELS) -> Path:
@@ -283,7 +267,6 @@ def curves(log_history: Sequence[Mapping[str, Any]], path: str | Path, panels: S
     Raises:
         ValueError: if no key of the log belongs to any panel.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     drawn = [(panel, series) for panel in panels if (series := _series(log_history, panel.pattern))]
@@ -291,14 +274,15 @@ def curves(log_history: Sequence[Mapping[str, Any]], path: str | Path, panels: S
         raise ValueError("log_history has no values to draw; log at least once (logging_steps, eval_steps)")
     columns = min(3, len(drawn))
     rows = math.ceil(len(drawn) / columns)
-    with rc_context(STYLE):
-        figure = Figure(figsize=(3.9 * columns, 2.8 * rows), layout="constrained")
+    with house_style():
+        below = max(-(-len(own) // _legend_columns(own)) if len(own) > ROOM else 0 for _, own in drawn)
+        figure = Figure(figsize=(3.9 * columns, (2.8 + 0.14 * below) * rows), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (panel, series) in zip(grid, drawn, strict=False):
             _draw_panel(axes, panel, series)
         for axes in grid[len(drawn) :]:
             axes.remove()
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def site_bars(
@@ -318,11 +302,10 @@ def site_bars(
     Raises:
         ValueError: for tables without any case, an unknown metric, or tables that cannot be compared.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     tables = {"": tables} if isinstance(tables, SiteTable) else dict(tables)
-    unit = check_comparable(tables, metric)
+    unit, tolerance = check_comparable(tables, metric)
     sites = list(dict.fromkeys(domain for table in tables.values() for domain in table.domains))
     if not sites:
         raise ValueError("the tables have no cases to draw; score at least one")
@@ -330,7 +313,7 @@ def site_bars(
     # The gap sets the mean apart from the sites.
     centers = np.arange(len(sites)) + 0.35 * (np.arange(len(sites)) == len(sites) - 1)
     width = 0.8 / len(tables)
-    with rc_context(STYLE):
+    with house_style():
         figure = Figure(figsize=(max(4.0, 1.2 + (0.5 + 0.36 * len(tables)) * len(sites)), 3.2), layout="constrained")
         axes = figure.subplots()
         for index, (setting, table) in enumerate(tables.items()):
@@ -343,19 +326,11 @@ def site_bars(
             labels = ["n/a" if math.isnan(value) else f"{value:.{digits}f}" for value in values]
             axes.bar_label(bars, labels, fontsize=6.5, padding=1.5, color=INK)
         axes.set_xticks(centers, sites)
-        axes.set_ylabel(_metric_label(metric, unit, structure))
+        axes.set_ylabel(metric_label(metric, unit, tolerance) + (f", {structure}" if structure else ""))
         if metric in SHARES:
             axes.set_ylim(0, 1.05)
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         if "" not in tables:
             figure.legend(loc="outside upper center", ncols=min(4, len(tables)))
-        return _save(figure, path)
-
-
-def _metric_label(metric: str, unit: str, structure: str | None) -> str:
-    name = metric.upper() if metric in ("hd95", "hd", "asd", "assd", "nsd") else metric.replace("_", " ").capitalize()
-    if metric == "volume_difference":
-        unit = "mm² or mm³" if unit == "mm" else unit
-    unit = "" if metric in SHARES else f" ({unit})"
-    return f"{name}{unit}" + (f", {structure}" if structure else "")
+        return save(figure, path)

@@ -4,11 +4,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 from dim_hf.metrics.cases import CaseResult
+from dim_hf.metrics.labels import SHARES
 from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES, MEANS, mean_of_defined, site_table
 from dim_hf.metrics.statistics import PairedComparison, compare_paired, compare_paired_groups
-
-# In [0, 1], and the higher the better; the others are lengths or volumes, and the smaller the better.
-SHARES = ("dice", "jaccard", "nsd")
 
 Key = tuple[str, str]
 
@@ -28,16 +26,23 @@ def by_domain(cases: Iterable[CaseResult]) -> dict[str, dict[str, dict[str, Case
     return found
 
 
-def _check_pairs(a: Mapping[tuple[str, str, str], CaseResult], b: Mapping[tuple[str, str, str], CaseResult]) -> None:
+def _check_pairs(
+    a: Mapping[tuple[str, str, str], CaseResult], b: Mapping[tuple[str, str, str], CaseResult], metric: str
+) -> None:
+    if a and b and not a.keys() & b.keys():
+        raise ValueError(
+            "A and B have no case in common: A has domain {!r}, case {!r}, structure {!r}, B has domain {!r}, case "
+            "{!r}, structure {!r}; compare evaluations of the same images".format(*min(a), *min(b))
+        )
     for names, one, other in (("A and not in B", a, b), ("B and not in A", b, a)):
         if one.keys() - other.keys():
             where = "domain {!r}, case {!r}, structure {!r}".format(*min(one.keys() - other.keys()))
             raise ValueError(f"{where} is in {names}; score both on the same cases")
     for key, first in a.items():
         second, where = b[key], "domain {!r}, case {!r}, structure {!r}".format(*key)
-        for what in ("unit", "empty_policy", "patient"):
+        for what in ("unit", "empty_policy", "patient", *["nsd_tolerance"] * (metric == "nsd")):
             values = getattr(first, what), getattr(second, what)
-            if values[0] != values[1]:
+            if repr(values[0]) != repr(values[1]):  # NaN equals NaN
                 raise ValueError(f"{where}: {what} is {values[0]!r} in A and {values[1]!r} in B; score both alike")
         volumes = first.reference_volume, second.reference_volume
         if not math.isclose(*volumes, rel_tol=1e-6):
@@ -90,14 +95,14 @@ def compare_cases(
 
     Raises:
         ValueError: for an unknown metric, or where the two differ in cases, units, empty policies, patients or
-            reference volumes; the message names the first difference.
+            reference volumes, or for the NSD in its tolerance; the message names the first difference.
     """
     if metric not in MEANS:
         raise ValueError(f"metric is {metric!r}; choose one of {', '.join(MEANS)}")
     a, b = list(a), list(b)
     table = site_table(a)
     site_table(b)  # the same checks of B
-    _check_pairs(*({(case.domain, case.name, case.structure): case for case in cases} for cases in (a, b)))
+    _check_pairs(*({(case.domain, case.name, case.structure): case for case in cases} for cases in (a, b)), metric)
     first, second = by_domain(a), by_domain(b)
     options = {"higher_is_better": metric in SHARES, "seed": seed}
     comparisons = {}

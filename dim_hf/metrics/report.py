@@ -7,26 +7,25 @@ with equal weight for each. Undefined values (NaN, from the `nan` policy) are le
 import csv
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from dim_hf.metrics.cases import CaseResult, check_structures, default_structures, score_case
-from dim_hf.metrics.empty_masks import EMPTY_POLICIES
+from dim_hf.metrics.case_files import read_cases_csv, write_cases_csv
+from dim_hf.metrics.cases import CaseResult
+from dim_hf.metrics.labels import LABELS, SHARES, metric_label, scoring_sentence
+from dim_hf.metrics.text_table import render
 
 __all__ = [
     "ALL_STRUCTURES",
+    "MEANS",
     "MEAN_OF_SITES",
-    "CaseResult",
     "SiteRow",
     "SiteTable",
-    "check_structures",
-    "default_structures",
     "format_comparison",
     "format_table",
     "mean_of_defined",
     "read_cases_csv",
-    "score_case",
     "site_table",
     "write_cases_csv",
     "write_table_csv",
@@ -34,7 +33,7 @@ __all__ = [
 
 ALL_STRUCTURES = "all structures"
 MEAN_OF_SITES = "mean of sites"
-MEANS = ("dice", "jaccard", "hd95", "hd", "asd", "assd", "nsd", "volume_difference")
+MEANS = tuple(LABELS)
 
 # Columns of the printed table after the counts: mean and number of decimals.
 COLUMNS = (("dice", 4), ("jaccard", 4), ("hd95", 2), ("asd", 2))
@@ -65,21 +64,26 @@ class SiteRow:
     means: dict[str, float]
 
 
+Row = TypeVar("Row", bound=SiteRow)
+
+
 @dataclass(frozen=True)
-class SiteTable:
+class SiteTable(Generic[Row]):
     """Rows by site and structure with what a reader must know about them.
 
     Attributes:
         rows: of each domain its structures and, if there are several, their mean; then the same over domains.
         unit: "mm" or "px" of every distance; "" for a table without cases.
         empty_policy: how distances of missed and spurious structures were scored; "" for a table without cases.
+        nsd_tolerance: tolerance of the NSD, in the unit; NaN without one.
     """
 
-    rows: tuple[SiteRow, ...]
+    rows: tuple[Row, ...]
     unit: str
     empty_policy: str
+    nsd_tolerance: float
 
-    def row(self, domain: str = MEAN_OF_SITES, structure: str | None = None) -> SiteRow:
+    def row(self, domain: str = MEAN_OF_SITES, structure: str | None = None) -> Row:
         """The row of a domain and a structure.
 
         Args:
@@ -140,19 +144,57 @@ def _row_of_cases(results: Sequence[CaseResult]) -> SiteRow:
     )
 
 
-def _grouped(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
-    """Items by key, in the order of first appearance."""
+def grouped(items: Iterable[Item], key: Callable[[Item], str]) -> dict[str, list[Item]]:
+    """Items by key, in the order of first appearance.
+
+    Args:
+        items: any.
+        key: of an item.
+
+    Returns:
+        Lists by key.
+
+    >>> grouped(["a", "bb", "c"], lambda text: str(len(text)))
+    {'1': ['a', 'c'], '2': ['bb']}
+    """
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups
 
 
-def _the_one(values: Iterable[str], what: str) -> str:
+def the_one(values: Iterable[str], what: str) -> str:
+    """The value that all cases of one table or figure must share.
+
+    Args:
+        values: of the cases.
+        what: their name in the plural, for the message.
+
+    Returns:
+        The value; "" where there is none.
+
+    Raises:
+        ValueError: if there are several.
+    """
     found = sorted(set(values))
     if len(found) > 1:
         raise ValueError(f"the cases were scored with different {what}: {', '.join(found)}; score all of them alike")
     return found[0] if found else ""
+
+
+def the_tolerance(values: Iterable[float]) -> float:
+    """The tolerance of the NSD that all cases of one table or figure must share.
+
+    Args:
+        values: of the cases, NaN for none.
+
+    Returns:
+        The tolerance; NaN where there is none.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    return float(the_one((repr(float(value)) for value in values), "tolerances of the NSD (nan: none)") or math.nan)
 
 
 def _check_results(results: Sequence[CaseResult]) -> None:
@@ -178,18 +220,19 @@ def site_table(results: Iterable[CaseResult]) -> SiteTable:
         The table, without rows for no results.
 
     Raises:
-        ValueError: if units or empty policies are mixed, a (domain, case, structure) comes twice, or a domain or a
-            structure has the name of a mean.
+        ValueError: if units, empty policies or tolerances of the NSD are mixed, a (domain, case, structure) comes
+            twice, or a domain or a structure has the name of a mean.
     """
     results = list(results)
-    unit = _the_one((result.unit for result in results), "units")
-    policy = _the_one((result.empty_policy for result in results), "empty policies")
+    unit = the_one((result.unit for result in results), "units")
+    policy = the_one((result.empty_policy for result in results), "empty policies")
+    tolerance = the_tolerance(result.nsd_tolerance for result in results)
     _check_results(results)
     rows: list[SiteRow] = []
     by_structure: dict[str, list[SiteRow]] = {}
     summaries: list[SiteRow] = []
-    for domain, cases in _grouped(results, lambda result: result.domain).items():
-        own = [_row_of_cases(group) for group in _grouped(cases, lambda result: result.structure).values()]
+    for domain, cases in grouped(results, lambda result: result.domain).items():
+        own = [_row_of_cases(group) for group in grouped(cases, lambda result: result.structure).values()]
         for row in own:
             by_structure.setdefault(row.structure, []).append(row)
         if len(own) > 1:
@@ -200,42 +243,17 @@ def site_table(results: Iterable[CaseResult]) -> SiteTable:
         by_structure[ALL_STRUCTURES] = summaries
     for structure, group in by_structure.items():
         rows.append(_mean_row(MEAN_OF_SITES, structure, sum(row.cases for row in group), group))
-    return SiteTable(tuple(rows), unit, policy)
+    return SiteTable(tuple(rows), unit, policy, tolerance)
 
 
 def _number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def render(header: Sequence[str], lines: Sequence[Sequence[str]], style: str, left: int) -> str:
-    """Aligned cells; the first `left` columns are flush left, the others flush right."""
-    if style not in ("markdown", "text"):
-        raise ValueError(f"style is {style!r}; choose markdown or text")
-    if style == "markdown":
-        header, *lines = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (header, *lines)]
-    widths = [max(3, *(len(line[column]) for line in (header, *lines))) for column in range(len(header))]
-    aligned = [
-        [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in (header, *lines)
-    ]
-    if style == "text":
-        rule = "  ".join("-" * width for width in widths)
-        head, *body = ["  ".join(line).rstrip() for line in aligned]
-        return "\n".join([head, rule, *body])
-    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    head, *body = ["| " + " | ".join(line) + " |" for line in aligned]
-    return "\n".join([head, "| " + " | ".join(rule) + " |", *body])
-
-
 def _caption(table: SiteTable) -> str:
     if not table.rows:
         return "No cases were scored."
-    where = "in mm" if table.unit == "mm" else "in pixels"
-    policy = EMPTY_POLICIES.get(table.empty_policy)
-    return f"Distances {where}; empty masks: {table.empty_policy} ({policy.description if policy else 'unknown'})."
+    return scoring_sentence(table.unit, table.empty_policy)
 
 
 def format_table(table: SiteTable, style: str = "markdown") -> str:
@@ -252,8 +270,8 @@ def format_table(table: SiteTable, style: str = "markdown") -> str:
     Raises:
         ValueError: for an unknown style.
     """
-    unit = f" ({table.unit})" if table.unit else ""
-    header = ["Site", "Structure", "Cases", "Dice", "Jaccard", f"HD95{unit}", f"ASD{unit}", "Missed", "Spurious"]
+    header = ["Site", "Structure", "Cases", *(metric_label(name, table.unit) for name, _ in COLUMNS)]
+    header += ["Missed", "Spurious"]
     undefined = any(row.undefined for row in table.rows)
     lines = []
     for row in table.rows:
@@ -276,22 +294,28 @@ def format_comparison(
         style: "markdown" or "text".
 
     Returns:
-        Lines; "–" where a setting has no such row or value.
+        Lines; "–" where a setting has no such row or value. For other metrics than Dice and Jaccard, with a caption
+        that states the unit, the empty policy and the tolerance of the NSD.
 
     Raises:
         ValueError: for an unknown metric or style, or tables in different units or with different policies.
     """
-    check_comparable(tables, metric)
+    unit, tolerance = check_comparable(tables, metric)
     domains = list(dict.fromkeys(domain for table in tables.values() for domain in table.domains))
-    digits = 4 if metric in ("dice", "jaccard", "nsd") else 2
+    digits = 4 if metric in SHARES else 2
     lines = [
         [domain, *(_number(value_of(table, metric, domain, structure), digits) for table in tables.values())]
         for domain in [*domains, MEAN_OF_SITES]
     ]
-    return render(["Site", *tables], lines, style, left=1)
+    text = render(["Site", *tables], lines, style, left=1)
+    policy = next((table.empty_policy for table in tables.values() if table.rows), "")
+    if metric in ("dice", "jaccard") or not policy:
+        return text
+    label = metric_label(metric, unit, tolerance)
+    return f"{text}\n\n{label}. {scoring_sentence(unit, policy, tolerance)}"
 
 
-def check_comparable(tables: Mapping[str, SiteTable], metric: str) -> str:
+def check_comparable(tables: Mapping[str, SiteTable], metric: str) -> tuple[str, float]:
     """Checks that tables may stand side by side.
 
     Args:
@@ -299,18 +323,20 @@ def check_comparable(tables: Mapping[str, SiteTable], metric: str) -> str:
         metric: one of `MEANS`.
 
     Returns:
-        The unit of their distances; "" where none has a case.
+        The unit of their distances, "" where none has a case, and the tolerance of the NSD, NaN where there is none.
 
     Raises:
-        ValueError: for no table, an unknown metric, or tables in different units or with different policies.
+        ValueError: for no table, an unknown metric, or tables in different units or with different policies; for the
+            NSD also with different tolerances.
     """
     if not tables:
         raise ValueError("there is no table to compare; pass at least one")
     if metric not in MEANS:
         raise ValueError(f"metric is {metric!r}; choose one of {', '.join(MEANS)}")
     filled = [table for table in tables.values() if table.rows]
-    _the_one((table.empty_policy for table in filled), "empty policies")
-    return _the_one((table.unit for table in filled), "units")
+    the_one((table.empty_policy for table in filled), "empty policies")
+    tolerance = the_tolerance(table.nsd_tolerance for table in filled) if metric == "nsd" else math.nan
+    return the_one((table.unit for table in filled), "units"), tolerance
 
 
 def value_of(table: SiteTable, metric: str, domain: str = MEAN_OF_SITES, structure: str | None = None) -> float:
@@ -331,48 +357,6 @@ def value_of(table: SiteTable, metric: str, domain: str = MEAN_OF_SITES, structu
         return math.nan
 
 
-def write_cases_csv(results: Iterable[CaseResult], path: str | Path) -> None:
-    """Writes one line a case and structure, with the attributes of `CaseResult` as columns.
-
-    Args:
-        results: rows of `score_case`.
-        path: file to write; its folder must exist.
-    """
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in fields(CaseResult)])
-        writer.writerows(astuple(result) for result in results)
-
-
-def read_cases_csv(path: str | Path) -> list[CaseResult]:
-    """Reads what `write_cases_csv` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The rows, equal to those written.
-
-    Raises:
-        ValueError: if a column is missing or a cell is not of its column's type; the message names the line.
-    """
-    parsers = {str: str, float: float, bool: {"True": True, "False": False}.__getitem__}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        absent = {field.name for field in fields(CaseResult)} - set(reader.fieldnames or ())
-        if absent:
-            raise ValueError(
-                f"{path}: the columns {', '.join(sorted(absent))} are missing; write it with write_cases_csv"
-            )
-        results = []
-        for line in reader:
-            try:
-                results.append(CaseResult(**{f.name: parsers[f.type](line[f.name]) for f in fields(CaseResult)}))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{path}, line {reader.line_num}: cannot read the value {error}") from error
-    return results
-
-
 def write_table_csv(table: SiteTable, path: str | Path) -> None:
     """Writes the rows of a table with all its means, unit and policy, for further computation.
 
@@ -383,7 +367,8 @@ def write_table_csv(table: SiteTable, path: str | Path) -> None:
     counts = ("domain", "structure", "cases", "missed", "spurious", "undefined")
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*counts, *MEANS, "unit", "empty_policy"])
+        about = ("unit", "empty_policy", "nsd_tolerance")
+        writer.writerow([*counts, *MEANS, *about])
         for row in table.rows:
-            own = [getattr(row, name) for name in counts]
-            writer.writerow([*own, *(row.means[name] for name in MEANS), table.unit, table.empty_policy])
+            own = [getattr(row, name) for name in counts] + [row.means[name] for name in MEANS]
+            writer.writerow([*own, *(getattr(table, name) for name in about)])

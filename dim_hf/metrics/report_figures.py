@@ -14,9 +14,22 @@ from numpy.typing import NDArray
 
 from dim_hf.metrics.agreement import LIMITS, Agreement, finite_pairs, limits_of_agreement, volume_pairs, volume_unit
 from dim_hf.metrics.cases import CaseResult
-from dim_hf.metrics.figure_style import CROWD, MARKERS, house_style, nothing, quiet_grid, save, short
-from dim_hf.metrics.figures import COLORS, GRID, HATCHES, INK, LINES, SHARES, _metric_label
-from dim_hf.metrics.report import MEANS, _grouped, _the_one
+from dim_hf.metrics.figure_style import (
+    COLORS,
+    CROWD,
+    GRID,
+    HATCHES,
+    INK,
+    LINES,
+    MARKERS,
+    house_style,
+    nothing,
+    quiet_grid,
+    save,
+    short,
+)
+from dim_hf.metrics.labels import SHARES, metric_label
+from dim_hf.metrics.report import MEANS, grouped, the_one, the_tolerance
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -34,15 +47,15 @@ EMPTY_MARKS = (
 
 
 def _unit_of(cases: Iterable[CaseResult]) -> str:
-    return _the_one((case.unit for case in cases), "units")
+    return the_one((case.unit for case in cases), "units")
 
 
 def _by_domain(cases: Iterable[CaseResult]) -> dict[str, list[CaseResult]]:
-    return _grouped(cases, lambda case: case.domain)
+    return grouped(cases, lambda case: case.domain)
 
 
 def _by_structure(cases: Iterable[CaseResult]) -> dict[str, list[CaseResult]]:
-    return _grouped(cases, lambda case: case.structure)
+    return grouped(cases, lambda case: case.structure)
 
 
 def _draw_box(axes: "Axes", values: NDArray[np.float64], row: float, color: str) -> None:
@@ -85,7 +98,8 @@ def _draw_boxes(axes: "Axes", cases: Sequence[CaseResult], metric: str, colors: 
     axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(labels) - 0.45, -0.55)
-    axes.set_xlabel(_metric_label(metric, _unit_of(cases), None))
+    tolerance = the_tolerance(case.nsd_tolerance for case in cases) if metric == "nsd" else math.nan
+    axes.set_xlabel(metric_label(metric, _unit_of(cases), tolerance))
     low, high = axes.get_xlim()
     if metric in SHARES:
         axes.set_xlim(max(low, -0.02), 1 + 0.02 * (1 - max(low, 0)))
@@ -333,7 +347,11 @@ def _draw_seeds(
 
 
 def seed_bars(
-    scores: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, metric: str = "dice", unit: str = ""
+    scores: Mapping[str, Mapping[str, Sequence[float]]],
+    path: str | Path,
+    metric: str = "dice",
+    unit: str = "",
+    nsd_tolerance: float = math.nan,
 ) -> Path:
     """Draws the mean over seeds with its standard deviation and every seed, a group a domain and a bar a setting.
 
@@ -342,6 +360,7 @@ def seed_bars(
         path: file to write; its ending chooses the format; missing folders are made.
         metric: one of `report.MEANS`.
         unit: "mm" or "px" for distances.
+        nsd_tolerance: of the NSD, in the unit.
 
     Returns:
         The path.
@@ -366,7 +385,7 @@ def seed_bars(
             places = np.arange(len(domains)) + (index - (len(scores) - 1) / 2) * width
             bars.append(_draw_seeds(axes, [own[np.isfinite(own)] for own in values], places, width, index))
         axes.set_xticks(range(len(domains)), list(map(short, domains)))
-        axes.set_ylabel(_metric_label(metric, unit, None))
+        axes.set_ylabel(metric_label(metric, unit, nsd_tolerance))
         if metric in SHARES:
             axes.set_ylim(0, 1.05)
         axes.grid(axis="y", color=GRID, linewidth=0.6)

@@ -5,8 +5,7 @@ distances are in mm, and in pixels without a spacing. `surface_metrics` computes
 
 Definitions, those of `medpy.metric.binary` (`hd95`, `hd`, `asd`, `assd`), whose values are reproduced:
 
-- The border of a mask is what an erosion with the cross-shaped neighbourhood (`connectivity=1`) takes away. What lies
-  outside the image counts as background, so that a mask cut by the image's edge has a border there.
+- The border of a mask is that of `borders.border`; a mask cut by the image's edge has a border there.
 - d(a, B) is the distance from the centre of border pixel a to the nearest centre of a border pixel of B.
 - `hd95` is the 95th percentile of d over both directions *pooled*. surface-distance and MONAI take the percentile in
   each direction and then the larger one, which as a rule is larger.
@@ -14,45 +13,22 @@ Definitions, those of `medpy.metric.binary` (`hd95`, `hd`, `asd`, `assd`), whose
   directions pooled, which is not the mean of the two directed means.
 - `nsd` counts border pixels, each with weight one, as MONAI does by default. surface-distance (arXiv 1809.04430)
   weighs them by the area of the surface element that they stand for.
-
-Cropping: all border pixels of both masks lie in the joint bounding box, so the distances inside of it are exact.
-Outside of the box there is no foreground, so the border at its edge is the border in the whole image.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dim_hf.metrics.borders import Borders
 from dim_hf.metrics.empty_masks import EmptyPolicy, get_empty_policy, image_diagonal
-from dim_hf.metrics.nearest import Distances, border_distances, margins
-from dim_hf.metrics.overlap import Mask, Spacing, as_masks, as_spacing
+from dim_hf.metrics.nearest import Distances
+from dim_hf.metrics.overlap import Spacing, as_masks, as_spacing
 
 # Room for rounding when a distance is compared with a tolerance: 3 pixels of 0.1 mm are 0.3 mm.
 TOLERANCE_SLACK = 1e-9
-
-
-@dataclass(frozen=True)
-class SurfaceDistances:
-    """Distances from each border pixel of one mask to the border of the other, in mm (pixels without a spacing).
-
-    Attributes:
-        to_reference: (number of border pixels of the prediction,).
-        to_prediction: (number of border pixels of the reference,).
-    """
-
-    to_reference: Distances
-    to_prediction: Distances
-
-    @property
-    def pooled(self) -> Distances:
-        """Both directions, one after the other."""
-        return np.concatenate([self.to_reference, self.to_prediction])
 
 
 @dataclass(frozen=True)
@@ -78,109 +54,6 @@ class SurfaceMetrics:
     spurious: bool
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-    axes = range(mask.ndim)
-    box = []
-    for axis in axes:
-        # Each axis looks only at what the axes before it have left.
-        occupied = np.flatnonzero(mask[tuple(box)].any(axis=tuple(other for other in axes if other != axis)))
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return tuple(box)
-
-
-@lru_cache(maxsize=256)
-def _places(shape: tuple[int, ...], connectivity: int) -> list[int]:
-    """How far the neighbours that differ in 1 to `connectivity` axes lie ahead in the flattened image."""
-    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    offsets = (offset for offset in product((-1, 0, 1), repeat=len(shape)) if np.count_nonzero(offset) <= connectivity)
-    places = (sum(step * stride for step, stride in zip(offset, strides, strict=True)) for offset in offsets)
-    return [place for place in places if place > 0]
-
-
-def border(mask: ArrayLike, connectivity: int = 1) -> Mask:
-    """Pixels of a mask that have a neighbour outside of it; beyond the edge of the image all is outside.
-
-    Args:
-        mask: (H, W) or (D, H, W), boolean.
-        connectivity: number of axes, 1 to all, in which neighbours may differ; 1 is 4 neighbours in 2D and 6 in 3D.
-
-    Returns:
-        Boolean array of the same shape.
-
-    Raises:
-        ValueError: if `connectivity` is out of range.
-    """
-    mask = np.asarray(mask, dtype=np.bool_)
-    if connectivity not in range(1, mask.ndim + 1):
-        raise ValueError(f"connectivity is {connectivity!r}; choose 1 to {mask.ndim} for a {mask.ndim}D mask")
-    if min(mask.shape) < 3:
-        return mask.copy()
-    pixels = mask.ravel()
-    inner = pixels.copy()
-    for place in _places(mask.shape, connectivity):  # and as far behind
-        inner[place:] &= pixels[:-place]
-        inner[:-place] &= pixels[place:]
-    inner = inner.reshape(mask.shape)
-    # At the edge the places lead around it to other lines, and to what lies outside.
-    for axis in range(mask.ndim):
-        np.moveaxis(inner, axis, 0)[[0, -1]] = False
-    return np.greater(mask, inner, out=inner)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """Borders of two masks that are not empty, in their joint bounding box with margins."""
-
-    prediction: Mask
-    reference: Mask
-    spacing: Distances
-
-    @classmethod
-    def of(cls, prediction: Mask, reference: Mask, spacing: Distances, connectivity: int) -> "_Case":
-        box = _bounding_box(prediction | reference)
-        around = margins(spacing)
-        shape = [side.stop - side.start + 2 * margin for side, margin in zip(box, around, strict=True)]
-        inside = tuple(slice(margin, size - margin) for size, margin in zip(shape, around, strict=True))
-        borders = []
-        for mask in (prediction, reference):
-            framed = np.zeros(shape, np.bool_)
-            framed[inside] = mask[box]
-            borders.append(border(framed, connectivity))
-        return cls(*borders, spacing)
-
-    def to_reference(self) -> Distances:
-        return border_distances(self.prediction, self.reference, self.spacing)
-
-    def distances(self) -> SurfaceDistances:
-        there = self.to_reference()
-        return SurfaceDistances(there, border_distances(self.reference, self.prediction, self.spacing))
-
-
-def surface_distances(
-    prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | None = None, *, connectivity: int = 1
-) -> SurfaceDistances:
-    """Distances from each border pixel of one mask to the border of the other, for both directions.
-
-    Args:
-        prediction: predicted mask, (H, W) or (D, H, W), not empty.
-        reference: reference mask of the same shape, not empty.
-        spacing_mm: size of a pixel in mm.
-        connectivity: see `border`.
-
-    Returns:
-        The distances in raster order of the border pixels, in mm; in pixels without a spacing.
-
-    Raises:
-        ValueError: if a mask is empty, and see `as_masks`, `as_spacing` and `border`.
-    """
-    prediction, reference = as_masks(prediction, reference)
-    spacing = as_spacing(spacing_mm, prediction.ndim)
-    for mask, name in ((prediction, "prediction"), (reference, "reference")):
-        if not mask.any():
-            raise ValueError(f"{name} is empty and has no border; surface_metrics scores it by an empty_policy")
-    return _Case.of(prediction, reference, spacing, connectivity).distances()
-
-
 def _share_within(distances: Distances, tolerance_mm: float | None) -> float | None:
     if tolerance_mm is None:
         return None
@@ -189,13 +62,13 @@ def _share_within(distances: Distances, tolerance_mm: float | None) -> float | N
 
 def _prepare(
     prediction: ArrayLike, reference: ArrayLike, spacing_mm: Spacing | None, connectivity: int, policy: EmptyPolicy
-) -> tuple[_Case | None, float, bool, bool]:
+) -> tuple[Borders | None, float, bool, bool]:
     """The case, None where a mask is empty; the distance where it is; whether prediction and reference are not."""
     prediction, reference = as_masks(prediction, reference)
     spacing = as_spacing(spacing_mm, prediction.ndim)
     predicted, referenced = bool(prediction.any()), bool(reference.any())
     if predicted and referenced:
-        return _Case.of(prediction, reference, spacing, connectivity), 0.0, True, True
+        return Borders.of(prediction, reference, spacing, connectivity), 0.0, True, True
     if not predicted and not referenced:
         return None, 0.0, False, False
     distance = image_diagonal(prediction.shape, spacing) if policy.distance is None else policy.distance
@@ -218,7 +91,7 @@ def surface_metrics(
         reference: reference mask of the same shape.
         spacing_mm: size of a pixel in mm; None gives all distances in pixels.
         tolerance_mm: tolerance of the NSD, in the unit of the distances, at least 0; None leaves the NSD out.
-        connectivity: see `border`; medpy's default is 1.
+        connectivity: see `borders.border`; medpy's default is 1.
         empty_policy: a key of `empty_masks.EMPTY_POLICIES`: the distances where exactly one of the masks is empty.
 
     Returns:
@@ -249,7 +122,7 @@ def surface_metrics(
     return SurfaceMetrics(hd, hd95, asd, assd, nsd, missed=referenced > predicted, spurious=predicted > referenced)
 
 
-def _one_distance(measure: Callable[[_Case], np.floating], *case: Any, empty_policy: str) -> float:
+def _one_distance(measure: Callable[[Borders], np.floating], *case: Any, empty_policy: str) -> float:
     found, distance, *_ = _prepare(*case, get_empty_policy(empty_policy))
     return distance if found is None else float(measure(found))
 
@@ -268,7 +141,7 @@ def hd(
         prediction: predicted mask, (H, W) or (D, H, W).
         reference: reference mask of the same shape.
         spacing_mm: size of a pixel in mm.
-        connectivity: see `border`.
+        connectivity: see `borders.border`.
         empty_policy: a key of `empty_masks.EMPTY_POLICIES`.
 
     Returns:
@@ -295,7 +168,7 @@ def hd95(
         prediction: predicted mask, (H, W) or (D, H, W).
         reference: reference mask of the same shape.
         spacing_mm: size of a pixel in mm.
-        connectivity: see `border`.
+        connectivity: see `borders.border`.
         empty_policy: a key of `empty_masks.EMPTY_POLICIES`.
 
     Returns:
@@ -322,7 +195,7 @@ def asd(
         prediction: predicted mask, (H, W) or (D, H, W).
         reference: reference mask of the same shape.
         spacing_mm: size of a pixel in mm.
-        connectivity: see `border`.
+        connectivity: see `borders.border`.
         empty_policy: a key of `empty_masks.EMPTY_POLICIES`.
 
     Returns:
@@ -349,7 +222,7 @@ def assd(
         prediction: predicted mask, (H, W) or (D, H, W).
         reference: reference mask of the same shape.
         spacing_mm: size of a pixel in mm.
-        connectivity: see `border`.
+        connectivity: see `borders.border`.
         empty_policy: a key of `empty_masks.EMPTY_POLICIES`.
 
     Returns:
@@ -381,7 +254,7 @@ def nsd(
         reference: reference mask R of the same shape.
         spacing_mm: size of a pixel in mm.
         tolerance_mm: τ in mm (in pixels without a spacing), at least 0.
-        connectivity: see `border`.
+        connectivity: see `borders.border`.
         empty_policy: a key of `empty_masks.EMPTY_POLICIES`.
 
     Returns:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from dim_hf.metrics.case_files import read_cases_csv
 from dim_hf.metrics.cases import CaseResult
-from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, read_cases_csv, site_table
+from dim_hf.metrics.labels import scoring_sentence
+from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, site_table
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
 from dim_hf.trainer.job import refuse_other_job, run_job
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, job_with
@@ -168,12 +170,12 @@ def write_summary(outcomes: Sequence[Outcome], path: Path, metrics: Sequence[str
 
 def _caption(outcomes: Sequence[Outcome], metric: str, seeds: Sequence[int]) -> str:
     table = outcomes[0].table
-    is_share = metric in ("dice", "jaccard")
-    distances = "" if is_share else f"; distances in {table.unit}, empty masks: {table.empty_policy}"
+    scored = scoring_sentence(table.unit, table.empty_policy, table.nsd_tolerance)
+    scored = "" if metric in ("dice", "jaccard") else f" {scored}"
     chosen = sorted({outcome.results["training"]["selected"] for outcome in outcomes})
     return (
-        f"{metric}, mean of structures; mean ± sd over seeds {', '.join(map(str, seeds))}{distances}; "
-        f"step chosen: {', '.join(chosen)}."
+        f"{metric}, mean of structures; mean ± sd over seeds {', '.join(map(str, seeds))}; "
+        f"step chosen: {', '.join(chosen)}.{scored}"
     )
 
 

@@ -8,9 +8,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dim_hf.metrics.case_files import write_cases_csv
 from dim_hf.metrics.cases import CaseResult
-from dim_hf.metrics.report import SiteTable, write_cases_csv, write_table_csv
-from dim_hf.metrics.summary import format_summary, summarize, write_summary_csv
+from dim_hf.metrics.report import SiteTable, write_table_csv
+from dim_hf.metrics.summary import summarize
+from dim_hf.metrics.summary_text import format_summary, write_summary_csv
 
 RESULTS_FILE = "results.json"
 PACKAGES = ("dim-hf", "torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
@@ -43,7 +45,8 @@ def write_report(
     write_table_csv(table, folder / "sites.csv")
     intervals = summarize(cases, protocol="network", labeled_domain=summary["split"]["labeled_domain"])
     write_summary_csv(intervals, folder / "summary.csv")
-    (folder / "table.md").write_text(format_summary(intervals) + "\n", encoding="utf-8")
+    chosen = f"Checkpoint: {summary['training']['selected']}."
+    (folder / "table.md").write_text(f"{format_summary(intervals)}\n\n{chosen}\n", encoding="utf-8")
     logged = [line for line in log_history if "loss" in line or "eval_mean_dice" in line]
     if logged:  # a run of a few steps may end before its first line
         curves(logged, folder / "curves.png")

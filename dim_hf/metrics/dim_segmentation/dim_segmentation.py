@@ -35,7 +35,7 @@ Returns:
     A dictionary: "<structure>_<metric>", the mean over cases, and "<metric>", the mean of these over structures, for
     dice, jaccard (0 to 1), hd95, hd, asd, assd (unit), nsd (0 to 1) and volume_difference (unit³, in 2D unit²);
     "<structure>_missed", "<structure>_spurious", "missed" and "spurious", numbers of cases; "cases"; "unit" ("mm" or
-    "px") and "empty_policy".
+    "px"), "empty_policy" and, where the NSD was asked for, its "nsd_tolerance" (unit).
 
 Examples:
 
@@ -194,4 +194,5 @@ class DimSegmentation(evaluate.Metric):
         overall = {metric: _mean(scores[f"{name}_{metric}"] for name in structures) for metric in metrics}
         counts = {count: sum(scores[f"{name}_{count}"] for name in structures) for count in COUNTS}
         about = {"cases": len(references), "unit": rows[0].unit, "empty_policy": empty_policy}
-        return overall | counts | scores | about
+        tolerance = {} if tolerance_mm is None else {"nsd_tolerance": tolerance_mm}
+        return overall | counts | scores | about | tolerance
