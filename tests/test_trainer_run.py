@@ -209,14 +209,6 @@ def test_teacher_of_a_checkpoint_loads_by_itself(tmp_path):
     assert states_equal(loaded, trainer.teacher)
 
 
-def test_checkpoint_without_a_teacher_is_refused(tmp_path):
-    trainer = tiny_trainer(tmp_path, save_strategy="steps", save_steps=3)
-    trainer.train()
-    (tmp_path / "checkpoint-3" / "teacher").rename(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match=r"there is no folder .*teacher"):
-        tiny_trainer(tmp_path, max_steps=5).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-
-
 def test_trains_a_segformer_that_predicts_at_a_quarter_of_the_resolution(tmp_path):
     images = {"labeled": TinyImages(4, channels=3), "unlabeled": TinyImages(4, channels=3, labels=False)}
     trainer = tiny_trainer(

@@ -13,7 +13,11 @@ from dim_hf.cli.errors import user_errors
 @click.option("--fields", is_flag=True, help="List every field with its default and leave.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def command(config: str | None, fields: bool, overrides: tuple[str, ...]) -> None:
-    """Train a model; any field of the configuration can follow as `--field value`."""
+    """Train a model; any field of the configuration can follow as `--field value`.
+
+    SIGTERM (what schedulers send before they kill) ends the run after its step with a checkpoint and exit code 143;
+    go on by the same command with `--resume_from_checkpoint last`.
+    """
     from dim_hf.metrics.report import format_table
     from dim_hf.trainer.job import run_job
     from dim_hf.trainer.job_arguments import describe_fields, parse_job

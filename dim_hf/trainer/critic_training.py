@@ -65,9 +65,19 @@ class CriticTraining:
         torch.save(self.optimizer.state_dict(), folder / OPTIMIZER_FILE)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the optimizer state is read without running code from it."""
+        """Read what `save` wrote; the optimizer state is read without running code from it.
+
+        Raises:
+            ValueError: if the checkpoint is of a run without a critic.
+        """
+        if not (folder / CRITIC_FILE).is_file():
+            raise ValueError(
+                f"{folder} has no {CRITIC_FILE}: that run had no critic, so go on with its divergence_estimator"
+            )
         self.critic.load_state_dict(load_file(folder / CRITIC_FILE))
-        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER_FILE, weights_only=True))
+        # By way of the CPU: the device that it was saved from may not be there.
+        state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state)
 
     def _bound(self, labeled_logits: Tensor, unlabeled_logits: Tensor) -> Tensor:
         return variational_lower_bound(self.f_divergence, self.critic(labeled_logits), self.critic(unlabeled_logits))

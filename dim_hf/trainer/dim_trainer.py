@@ -26,6 +26,7 @@ from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.step_objective import StepObjective
 from dim_hf.trainer.streams import make_batch_sampler
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
+from dim_hf.trainer.termination import heed_only_parent
 from dim_hf.trainer.views import StepInputs, ViewMaker
 from dim_hf.trainer.window import Logits, MicroBatch, Window
 
@@ -117,6 +118,7 @@ class DimTrainer(TeacherStudentTrainer):
             batch_sampler=self.batch_sampler,
             collate_fn=TwoStreamCollator(),
             num_workers=workers,
+            worker_init_fn=heed_only_parent,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=workers > 0,  # what a worker keeps in memory is lost with it
         )

@@ -9,22 +9,24 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from dim_hf.data.cache import SampleCache
-from dim_hf.data.checks import check_rows
+from dim_hf.data.checks import find_faults, refuse_faults
 from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
 from dim_hf.metrics.cases import CaseResult, score_case
 from dim_hf.metrics.report import SiteTable, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
+from dim_hf.trainer.checkpoints import RESUME_HINT, checkpoints_in
 from dim_hf.trainer.dim_trainer import DimTrainer
-from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, ModelArguments
+from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, JobTrainingArguments, ModelArguments
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
+from dim_hf.trainer.resumable_trainer import LAST
 
 JOB_FILE = "job.json"
 
@@ -135,7 +137,7 @@ def make_trainer(
     if job.model.model_name_or_path and isinstance(source.rows.features["image"], datasets.Image):
         # Processors of other models take three channels; ours brings images to the model's own.
         source = replace(source, rows=source.rows.cast_column("image", datasets.Image(mode="RGB")))
-    check_rows(source.rows, source.description.num_labels, progress=not job.training.disable_tqdm)
+    _check_files(source, job.training)
     split = split_source(source, job.data)
     set_seed(job.training.seed)
     model = make_model(source, job.model)
@@ -164,13 +166,25 @@ def make_trainer(
     return trainer, test, split
 
 
+def _check_files(source: Source, training: JobTrainingArguments) -> None:
+    """Read every file once before an hour is lost, each process its share; all of them know of each fault."""
+    rank, world_size = training.process_index, training.world_size
+    progress = rank == 0 and not training.disable_tqdm
+    faults = find_faults(
+        source.rows, source.description.num_labels, progress=progress, rank=rank, world_size=world_size
+    )
+    refuse_faults(gather_object(faults), len(source.rows))
+
+
 def run_job(job: Job) -> JobResult:
     """Train, save the scored model, score the test sets once, write the run's tables and figures.
 
-    A run that was interrupted goes on from its last checkpoint when `resume_from_checkpoint` is set.
+    A run that was interrupted goes on from its last complete checkpoint when `resume_from_checkpoint` is set.
 
     Raises:
         ValueError: for any fault in data or arguments, before a step is taken.
+        OSError: if a checkpoint cannot be written.
+        TerminatedError: (a `SystemExit` with code 143) after SIGTERM, with a checkpoint.
     """
     with job_cache(job) as cache:
         return _run(job, cache)
@@ -178,7 +192,7 @@ def run_job(job: Job) -> JobResult:
 
 def _run(job: Job, cache: SampleCache) -> JobResult:
     trainer, test, split = make_trainer(job, cache)
-    checkpoint = _checkpoint_to_resume(job)
+    checkpoint = trainer.find_checkpoint(_checkpoint_asked_for(job))
     with trainer.args.main_process_first():
         if trainer.is_world_process_zero():
             _prepare_folder(job, checkpoint)
@@ -204,6 +218,13 @@ def _run(job: Job, cache: SampleCache) -> JobResult:
 _IRRELEVANT = (
     "output_dir", "resume", "run_name", "project", "logging", "log_", "report_to", "disable_tqdm", "save_", "hub",
     "push_to_hub", "trackio", "dataloader", "cache_", "remove_unused", "ddp_", "debug", "skip_memory",
+)  # fmt: skip
+
+# How the images of a step are dealt to processes and micro-batches: another number of processes takes other values.
+# The trainer sees to it that a resumed run has as many images a step.
+_CUTS_OF_A_STEP = (
+    "labeled_batch_size", "unlabeled_batch_size", "gradient_accumulation_steps", "per_device_train_batch_size",
+    "train_batch_size",
 )  # fmt: skip
 
 
@@ -234,13 +255,13 @@ def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> No
 def _prepare_folder(job: Job, checkpoint: str | None) -> None:
     """State the job in its folder; a folder of another run is not mixed with this one."""
     folder = Path(job.training.output_dir)
-    if checkpoint is None and folder.is_dir() and get_last_checkpoint(str(folder)):
+    if checkpoint is None and checkpoints_in(folder):
         raise ValueError(
             f"{folder} holds checkpoints of an earlier run: choose another --output_dir, or go on with that run by "
-            "--resume_from_checkpoint last"
+            f"{RESUME_HINT}"
         )
     if checkpoint is not None:
-        refuse_other_job(folder, job, but=("max_steps",))
+        refuse_other_job(folder, job, but=("max_steps", *_CUTS_OF_A_STEP))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # written last: its presence says that the run is complete
     (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n", encoding="utf-8")
@@ -296,12 +317,9 @@ def _without_validation(training: Any) -> Any:
     return training
 
 
-def _checkpoint_to_resume(job: Job) -> str | None:
+def _checkpoint_asked_for(job: Job) -> str | None:
     wanted = job.training.resume_from_checkpoint
-    if wanted not in (True, "True", "true", "last"):
-        return wanted or None
-    folder = Path(job.training.output_dir)
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return LAST if wanted in (True, "True", "true") else wanted
 
 
 def _parse_structures(text: str | None) -> dict[str, list[int]] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, ProgressCallback, Trainer
+from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from dim_hf.data.collator import collate
@@ -19,12 +19,13 @@ from dim_hf.metrics.trainer_metrics import build_compute_metrics, class_structur
 from dim_hf.trainer.callbacks import DimProgressCallback
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.meters import Meters
+from dim_hf.trainer.resumable_trainer import ResumableTrainer
 
 TEACHER_FOLDER = "teacher"
 SUMMARY_FILE = "dim_training.json"
 
 
-class TeacherStudentTrainer(Trainer):
+class TeacherStudentTrainer(ResumableTrainer):
     """Keeps, evaluates, saves and restores a teacher beside the student of `transformers.Trainer`.
 
     What the two learn is left to a subclass.
@@ -249,10 +250,9 @@ class TeacherStudentTrainer(Trainer):
                 "skipped_steps"
             ]
 
-    def _load_best_model(self) -> None:
-        best = Path(self.state.best_model_checkpoint)
-        _load_weights(self.model, best)
-        _load_weights(self.teacher, best / TEACHER_FOLDER)
+    def _load_networks(self, checkpoint: Path) -> None:
+        _load_weights(self.model, checkpoint)
+        _load_weights(self.teacher, checkpoint / TEACHER_FOLDER)
 
 
 def _load_weights(network: nn.Module, folder: Path) -> None:
