@@ -23,6 +23,7 @@ from dim_hf.sharpness import (
 )
 from dim_hf.trainer.collapse import CollapseAlarm
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
+from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.step_objective import StepObjective
 from dim_hf.trainer.streams import make_batch_sampler
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
@@ -75,7 +76,7 @@ class DimTrainer(TeacherStudentTrainer):
             else `transformers.Trainer` takes.
 
     Raises:
-        ValueError: for a missing or too small dataset, several GPUs in one process, or DeepSpeed.
+        ValueError: for a missing or too small dataset; or as `check_launch`.
     """
 
     args: DimTrainingArguments
@@ -90,7 +91,7 @@ class DimTrainer(TeacherStudentTrainer):
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else DimTrainingArguments(output_dir="dim_output")
-        _check_launch(args)
+        check_launch(args)
         if getattr(model.config, "deep_supervision", False):
             raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
         self.batch_sampler = make_batch_sampler(args, labeled_dataset, unlabeled_dataset)
@@ -342,13 +343,3 @@ class DimTrainer(TeacherStudentTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.objective.critic is not None and checkpoint is not None:
             self.objective.critic.load(Path(checkpoint))
-
-
-def _check_launch(args: DimTrainingArguments) -> None:
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process: start one process a GPU with "
-            "`accelerate launch`, or choose one with CUDA_VISIBLE_DEVICES=0"
-        )
-    if args.deepspeed:
-        raise ValueError("DeepSpeed steps inside its backward pass, so a two-pass step cannot be made of it: use DDP")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from dim_hf.divergences import ESTIMATORS, get_f_divergence
@@ -145,6 +146,8 @@ class DimTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 0.9}
         self._set_batch_size()
+        # Without this, several processes on a machine without GPUs would not find each other.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.fp16 and self.device.type == "cpu":

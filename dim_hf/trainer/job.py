@@ -1,7 +1,9 @@
 """A training job from end to end: data, checks, split, training, test scores, files to look at."""
 
+import copy
 import json
 import resource
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,9 @@ from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, JobTrainingArguments, ModelArguments
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
+from dim_hf.trainer.launch import check_launch
+from dim_hf.trainer.preflight import run_dry
+from dim_hf.trainer.preflight_report import PreflightReport
 from dim_hf.trainer.resumable_trainer import LAST
 
 JOB_FILE = "job.json"
@@ -132,6 +137,7 @@ def make_trainer(
     Raises:
         ValueError: for any fault in data or arguments, before a step is taken.
     """
+    check_launch(job.training)  # before the files are checked
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
     source = job_source(job.data)
     if job.model.model_name_or_path and isinstance(source.rows.features["image"], datasets.Image):
@@ -188,6 +194,19 @@ def run_job(job: Job) -> JobResult:
     """
     with job_cache(job) as cache:
         return _run(job, cache)
+
+
+def dry_run_job(job: Job) -> PreflightReport:
+    """Take a few steps of a job, and write nothing into its folder.
+
+    Raises:
+        ValueError: as `run_job` and `run_dry`.
+    """
+    with tempfile.TemporaryDirectory() as folder, job_cache(job) as cache:
+        training = copy.copy(job.training)
+        training.output_dir = folder  # transformers makes the folder of its arguments
+        trainer, _, _ = make_trainer(replace(job, training=training), cache)
+        return run_dry(trainer, job.training.output_dir)
 
 
 def _run(job: Job, cache: SampleCache) -> JobResult:
