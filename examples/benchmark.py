@@ -5,7 +5,8 @@ python examples/benchmark.py --device cuda --preset benchmark --bf16 --output co
 
 Each setting runs in processes of its own, in several rounds, so that a machine whose speed drifts slows all of them
 alike, and none finds another's memory or precision; medians are compared. A plain step is the supervised one with the
-same number of images in the network. Peak memory is what was allocated on the GPU at once; on a CPU it is what the
+same number of images in the network; `transformers.Trainer` is that step without this package's training step, on the
+same views. Peak memory is what was allocated on the GPU at once; on a CPU it is what the
 process took at most beyond what it held after its imports, with the allocator's waste.
 """
 
@@ -34,6 +35,7 @@ PRESETS = {
 }
 _SUPERVISED = {"consistency_weight": 0.0, "divergence_weight": 0.0, "labeled_batch_size": 2 * IMAGES}
 SETTINGS = {
+    "transformers.Trainer": {**_SUPERVISED, "rho": 0.0, "trainer": "transformers"},
     "plain": {**_SUPERVISED, "rho": 0.0},
     "plain + SAM": {**_SUPERVISED, "rho": 0.05},
     "teacher-student": {"divergence_weight": 0.0, "rho": 0.0},
@@ -99,8 +101,10 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         fixed = {"max_steps": WARM_UP + task["repeats"], "save_strategy": "no", "logging_strategy": "no"}
         fixed |= {"output_dir": folder, "use_cpu": not on_gpu, "disable_tqdm": True, "labeled_batch_size": IMAGES}
-        args = DimTrainingArguments(**fixed | {"unlabeled_batch_size": IMAGES, "rho": 0.05} | task["arguments"])
-        trainer = DimTrainer(model, args, labeled_dataset=images, unlabeled_dataset=images, callbacks=[clock])
+        arguments = {**fixed, "unlabeled_batch_size": IMAGES, "rho": 0.05, **task["arguments"]}
+        trainer_class = _plain_trainer() if arguments.pop("trainer", None) else DimTrainer
+        args = DimTrainingArguments(**arguments)
+        trainer = trainer_class(model, args, labeled_dataset=images, unlabeled_dataset=images, callbacks=[clock])
         trainer.train()
     if trainer.skipped_steps:
         raise RuntimeError(f"{trainer.skipped_steps} steps were abandoned: their cost is not a step's")
@@ -112,6 +116,26 @@ def measure(task: dict[str, Any]) -> dict[str, Any]:
         "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
     }
+
+
+def _plain_trainer() -> type:
+    """A trainer that takes the step of transformers, on our views and with our supervised loss."""
+    from transformers import Trainer
+
+    from dim_hf import DimTrainer
+    from dim_hf.losses import supervised_loss
+
+    class PlainTrainer(DimTrainer):
+        training_step = Trainer.training_step
+
+        def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
+            batch = self._step_inputs(inputs)
+            return supervised_loss(model(pixel_values=batch.pixel_values).logits, batch.labels)
+
+        def finish_optimizer_step(self) -> None:
+            """There is no teacher."""
+
+    return PlainTrainer
 
 
 def all_settings(switches: dict[str, bool]) -> dict[str, dict[str, Any]]:

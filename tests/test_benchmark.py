@@ -15,7 +15,9 @@ def script():
     return runpy.run_path(str(SCRIPT))
 
 
-@pytest.mark.parametrize("name", ["plain", "DiM, sam_every=2", "DiM, ascent_fraction=0.5", "DiM, bf16=true"])
+@pytest.mark.parametrize(
+    "name", ["transformers.Trainer", "plain", "DiM, sam_every=2", "DiM, ascent_fraction=0.5", "DiM, bf16=true"]
+)
 def test_a_setting_is_measured(script, name):
     settings = script["all_settings"]({"bf16": False, "channels_last": True, "torch_compile": False})
     task = {"image_size": 16, "hidden_sizes": [4, 8], "device": "cpu", "repeats": 3, "arguments": settings[name]}
