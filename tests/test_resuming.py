@@ -64,6 +64,16 @@ def test_a_truncated_checkpoint_is_passed_over_and_the_run_ends_as_if_uninterrup
     assert [line["step"] for line in again.state.log_history if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("steps", [6, 5], ids=["at an epoch's end", "inside an epoch"])
+def test_going_on_from_the_last_step_draws_nothing(tmp_path, steps):
+    """As after a kill between the last checkpoint and the files that follow it."""
+    settings = {"max_steps": steps, "save_steps": steps, "labeled_batch_size": 3, "unlabeled_batch_size": 3}
+    trainer_in(tmp_path, **settings).train()
+    expected = torch.get_rng_state()
+    trainer_in(tmp_path, **settings).train(resume_from_checkpoint="last")
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
 def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path):
     trainer_in(tmp_path, max_steps=2).train()
     (tmp_path / "checkpoint-2" / "scheduler.pt").write_bytes(b"")

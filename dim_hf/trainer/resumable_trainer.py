@@ -66,7 +66,10 @@ class ResumableTrainer(Trainer):
             checkpoints.remove_leftovers(Path(self.args.output_dir))
         self._saved_step = self._ended_step = -1
         with TerminationWatch() as self._termination:
-            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            output = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        if checkpoint is not None and checkpoints.step_of(Path(checkpoint)) == self.state.global_step:
+            self._load_rng_state(checkpoint)  # no step was left to take, but an epoch may have been begun
+        return output
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """As of `transformers.Trainer`, with workers that leave SIGTERM to the trainer."""
