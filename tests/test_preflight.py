@@ -5,6 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from dim_hf.trainer.preflight import checkpoint_bytes, run_dry
+from dim_hf.trainer.preflight_report import PreflightReport
 from tests.tiny import TinyImages, tiny_trainer
 
 
@@ -79,7 +80,7 @@ def test_a_checkpoint_takes_what_was_said(reported, tmp_path):
 def test_the_text_says_it_all(reported):
     _, report, _ = reported
     text = str(report)
-    for words in ("CPU, float32, 1 process", "million", "GiB", "hours: 1000 steps, 4 validations", "3 checkpoints"):
+    for words in ("CPU, float32, 1 process", "million", "GiB", ": 1000 steps, 4 validations", "3 checkpoints"):
         assert words in text
     assert "FIT" not in text
 
@@ -149,3 +150,10 @@ def test_without_validation_images(tmp_path):
     assert (report.steps, report.validations, report.seconds_per_validation) == (6, 0, None)
     assert report.checkpoints == 0
     assert report.images_per_step == 8
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.6, "10.0 minutes: 1000 steps"), (9.0, "2.5 hours: 1000 steps")])
+def test_time_is_said_in_minutes_or_hours(seconds, said):
+    unknown = dict.fromkeys(PreflightReport.__dataclass_fields__, 0)
+    known = {"device": "CPU", "steps": 1000, "seconds_per_step": seconds, "failure": None, "advice": ()}
+    assert f"to finish    {said}" in str(PreflightReport(**unknown | known))

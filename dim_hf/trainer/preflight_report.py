@@ -74,7 +74,7 @@ class PreflightReport:
             lines += [
                 f"a step       {self.seconds_per_step:.3f} s, and {self.seconds_waiting:.3f} s of waiting for images",
                 f"images       {self.images_per_second:.1f} a second, {self.images_per_step} a step",
-                f"to finish    {self.hours:.2f} hours: {self.steps} steps, {self.validations} validations"
+                f"to finish    {_duration(self.hours)}: {self.steps} steps, {self.validations} validations"
                 + (f" of {self.seconds_per_validation:.1f} s" if self.seconds_per_validation is not None else ""),
             ]
         disk = self.checkpoint * self.checkpoints
@@ -87,3 +87,7 @@ class PreflightReport:
         if self.advice:
             lines += ["what to change, in this order:", *(f"  - {each}" for each in self.advice)]
         return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
