@@ -23,6 +23,7 @@ _PUBLIC = {
     "DimUNetForSemanticSegmentation": "dim_hf.models.modeling_dim_unet",
     "F_DIVERGENCES": "dim_hf.divergences",
     "FDivergence": "dim_hf.divergences",
+    "Predictor": "dim_hf.inference.predictor",
 }
 
 __all__ = ["__version__", *_PUBLIC]

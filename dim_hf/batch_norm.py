@@ -47,6 +47,14 @@ def average_running_statistics(model: nn.Module) -> None:
         buffer.copy_(values.view_as(buffer))
 
 
+def finite_buffers(model: nn.Module) -> Tensor:
+    """Whether no floating-point buffer holds an infinity or NaN: a boolean scalar on the buffers' device."""
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        return torch.tensor(True)
+    return torch.isfinite(torch.stack(torch._foreach_norm(buffers, float("inf")))).all()
+
+
 def _several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

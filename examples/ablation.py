@@ -23,7 +23,7 @@ from dim_hf.trainer.ablations import ABLATIONS
 def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tuple[str, ...]) -> None:
     """Compare settings of one configuration with equal labels, steps and seeds."""
     from dim_hf.metrics.report_figures import seed_bars
-    from dim_hf.trainer.comparison import format_summary, run_settings, scores_by_seed, write_summary
+    from dim_hf.trainer.comparison import format_summary, run_settings, scores_by_seed, stamp_of, write_summary
     from dim_hf.trainer.job_arguments import config_words
 
     folder = Path(output_dir)
@@ -32,7 +32,7 @@ def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tup
     text = "\n".join([format_summary(outcomes), format_summary(outcomes, "hd95", factor=1.0)])
     (folder / "summary.md").write_text(text, encoding="utf-8")
     write_summary(outcomes, folder / "summary.csv")
-    seed_bars(scores_by_seed(outcomes), folder / "sites.png")
+    seed_bars(scores_by_seed(outcomes), folder / "sites.png", note=stamp_of(outcomes))
     click.echo(text)
 
 

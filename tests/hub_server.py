@@ -42,15 +42,16 @@ class Repo:
 class HubServer(ThreadingHTTPServer):
     """Serves `repos` (`{("dataset", "org/name"): Repo}`) until the `with` block ends.
 
-    `requests` lists what was asked for. `fault(method, path)` may return a status to answer with, "cut" to close the
-    connection in the middle of a file, or "corrupt" to change a byte of it; None leaves a request alone.
+    `requests` lists what was asked for, `ranges` the parts of files, (path, "bytes=..."). `fault(method, path)` may
+    return a status to answer with, "cut" to close the connection in the middle of a file (of an upload: without an
+    answer), or "corrupt" to change a byte of it; None leaves a request alone.
     """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repos, self.uploads, self.requests, self.lock = {}, {}, [], threading.RLock()
+        self.repos, self.uploads, self.requests, self.ranges, self.lock = {}, {}, [], [], threading.RLock()
         self.fault = lambda method, path: None
 
     @property
@@ -93,6 +94,14 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             return self.fail(fault, "Fault", "fault of the test")
         self.damage = fault
+        if self.command == "PUT" and fault == "cut":
+            self.close_connection = True
+            return None
+        if self.command == "PUT" and fault == "corrupt":
+            self.body = self.body[:-1] + bytes([self.body[-1] ^ 1])
+            self.damage = None
+        if "Range" in self.headers:
+            self.server.ranges.append((path, self.headers["Range"]))
         with self.server.lock:
             for pattern, answer in self.ROUTES:
                 match = re.fullmatch(pattern, path)
@@ -203,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
                       for p in paths]  # fmt: skip
             return self.send({"files": answer})
         if action == "commit":
-            return self.commit(repo, sha, files, name)
+            return self.commit(repo, sha, files, f"{'' if repo_type == 'model' else repo_type + 's/'}{name}")
         if action == "refs":
             return self.send({"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": sha}],
                               "converts": [], "tags": []})  # fmt: skip
@@ -219,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
             return json.loads(self.body)
         return parse_qs(self.body.decode())
 
-    def commit(self, repo, sha, files, name):
+    def commit(self, repo, sha, files, place):
         files = dict(files)
         for line in map(json.loads, self.body.splitlines()):
             key, value = line["key"], line["value"]
@@ -234,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
             elif key == "deletedFolder":
                 files = {p: c for p, c in files.items() if not p.startswith(value["path"].rstrip("/") + "/")}
         oid = repo.commit(files)
-        url = f"{self.server.url}/datasets/{name}/commit/{oid}"
+        url = f"{self.server.url}/{place}/commit/{oid}"
         return self.send({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
     def resolve(self, repo_type, name, revision, path):

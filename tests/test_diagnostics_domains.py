@@ -213,8 +213,10 @@ def test_diagnosis_of_a_checkpoint_with_a_baseline(tmp_path, prostate):
     assert record["options"]["rho"] == 0.05
     assert np.shape(record["models"]["baseline"]["landscape"]["plane"]) == (3, 3)
     table = format_diagnosis(found)
-    for phrase in ("lower bound", "evaluation mode", "### Teacher and student", "| baseline |"):
+    for phrase in ("lower bound", "evaluation mode", "### Teacher and student", "| baseline |", "from all splits"):
         assert phrase in table
+    of_test = replace(found, options=replace(options, split="test"), dataset="data/prostate")
+    assert "images: drawn from the split 'test', of data/prostate\n" in format_diagnosis(of_test)
 
 
 def test_a_diagnosis_is_a_function_of_its_arguments(tmp_path, prostate):

@@ -44,6 +44,11 @@ full = empty + 1
 for policy in ("worst", "nan", "legacy-100", "legacy-0"):
     pairs = {"predictions": [empty, full, full], "references": [full, empty, full]}
     found[policy] = module.compute(**pairs, empty_policy=policy, num_labels=3)
+pairs = {"predictions": [full, full, empty], "references": [empty + 255, full, full]}
+found["ignored"] = module.compute(**pairs, num_labels=2)
+pairs = {"predictions": [full] * 2, "references": [full] * 2}
+found["equal spacings"] = module.compute(**pairs, spacing=[2, 2])
+found["nested spacings"] = module.compute(**pairs, spacing=[[1, 2], [1, 2]])
 alone = evaluate.load(str(FOLDER), keep_in_memory=True)
 found["in memory"] = alone.compute(predictions=[full], references=[full])
 found["files left"] = len(list(Path(os.environ["HF_HOME"]).rglob("*.arrow")))
@@ -53,6 +58,7 @@ failures = {
     "types": lambda: module.add_batch(predictions=[full * 0.5], references=[full]),
     "policy": lambda: module.compute(predictions=[full], references=[full], empty_policy="best"),
     "spacings": lambda: module.compute(predictions=[full], references=[full], spacing=[(1, 1), (1, 1)]),
+    "ambiguous": lambda: module.compute(predictions=[full] * 2, references=[full] * 2, spacing=[1, 2]),
     "nothing": lambda: module.compute(predictions=[empty], references=[empty]),
 }
 for name, function in failures.items():
@@ -155,6 +161,15 @@ def test_one_empty_mask_follows_the_policy_and_is_counted(found, policy, distanc
     assert scores["empty_policy"] == policy
 
 
+def test_a_reference_of_ignored_pixels_is_left_out_and_counted(found):
+    scores = found["ignored"]
+    assert (scores["dice"], scores["undefined"], scores["missed"], scores["cases"]) == (0.5, 1, 1, 3)
+
+
+def test_spacings_that_can_mean_one_thing_only_are_taken(found):
+    assert found["equal spacings"]["unit"] == found["nested spacings"]["unit"] == "mm"
+
+
 def test_it_works_without_files_and_deletes_those_it_writes(found):
     assert found["files left"] == 0
     assert found["in memory"]["1_dice"] == 1.0
@@ -168,6 +183,7 @@ def test_it_works_without_files_and_deletes_those_it_writes(found):
         ("types", "type float64"),
         ("policy", "empty_policy is 'best'"),
         ("spacings", "2 entries for 1 cases"),
+        ("ambiguous", "spacing has 2 numbers for 2 cases, which may mean one an axis or one a case"),
         ("nothing", "no class but the background"),
     ],
 )

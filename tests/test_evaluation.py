@@ -1,16 +1,11 @@
-"""From a model and a data set to scores: grids, volumes, protocols, provenance, the command."""
-
-import json
-from dataclasses import replace
+"""From a model and a data set to scores: grids, volumes, protocols, faults of files."""
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from dim_hf.cli import main
 from dim_hf.data.description import DatasetDescription
 from dim_hf.data.importers.importing import ImportJob, import_dataset
 from dim_hf.data.importers.writer import WriteOptions
@@ -18,15 +13,13 @@ from dim_hf.data.sources import PhantomOptions, load_source
 from dim_hf.data.splits import semi_supervised_split
 from dim_hf.data.volumes.volume import Volume, write_nifti
 from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
+from dim_hf.evaluation.files import format_result
 from dim_hf.evaluation.prediction import predict_rows, shares_of
 from dim_hf.evaluation.result import Provenance
 from dim_hf.evaluation.runs import RunFacts, reading_of, rows_to_score
-from dim_hf.metrics.case_files import read_cases_csv, write_cases_csv
 from dim_hf.metrics.cases import score_case
 from dim_hf.models import DimImageProcessor
-from dim_hf.trainer.job import run_job
-from dim_hf.trainer.job_arguments import parse_job
-from tests.test_job import write_config, write_site
+from tests.test_job import write_site
 
 DESCRIPTION = DatasetDescription({0: "background", 1: "square"}, {"square": [1]})
 PROVENANCE = Provenance("a model", "a data set", "image")
@@ -102,6 +95,8 @@ def test_a_stated_spacing_gives_millimeters(pictures):
     assert result.cases[0].reference_volume == pytest.approx(plain.cases[0].reference_volume * 0.125)
     partly = pictures.add_column("spacing_mm", [[0.5, 0.25]] * (len(pictures) - 1) + [None])
     assert {case.unit for case in evaluate(partly).cases} == {"px"}
+    empty = pictures.add_column("spacing_mm", [[0.5, 0.25]] * (len(pictures) - 1) + [[]])
+    assert {case.unit for case in evaluate(empty).cases} == {"px"}
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +133,18 @@ def test_slices_put_together_score_as_the_volume(hospital, tmp_path, plane):
             assert getattr(mine, metric) == pytest.approx(getattr(theirs, metric)), metric
 
 
+def test_volumes_take_their_spacing_from_the_affine(hospital, tmp_path):
+    rows = imported(hospital, tmp_path, "axial")
+    spacing = rows["spacing_mm"]
+    partly = rows.remove_columns("spacing_mm").add_column("spacing_mm", [None, *spacing[1:]])
+    found, expected = (evaluate(one, protocol="volume-mm").cases for one in (partly, rows))
+    assert list(map(str, found)) == list(map(str, expected))
+    assert {case.unit for case in found} == {"mm"}
+    without = rows.remove_columns("affine").add_column("affine", [None, *rows["affine"][1:]])
+    with pytest.raises(ValueError, match="in mm, but rows have no affine; cut volumes"):
+        evaluate(without, protocol="volume-mm")
+
+
 def test_a_volume_that_lacks_a_slice_is_named(hospital, tmp_path):
     rows = imported(hospital, tmp_path, "axial")
     with pytest.raises(ValueError, match="'c0' of domain 'site'"):
@@ -152,7 +159,12 @@ def test_volumes_need_slices(pictures):
 def test_images_without_masks_are_left_out(pictures):
     masks = pictures.cast_column("label", datasets.Image(decode=False))["label"]
     some = pictures.remove_columns("label").add_column("label", [None, *masks[1:]], feature=datasets.Image())
-    assert len(evaluate(some).cases) == 13
+    result = evaluate(some)
+    assert len(result.cases) == 13
+    assert result.provenance.without_mask == {pictures["domain"][0]: 1}
+    text = format_result(result)
+    assert f"Left out: 1 image without a mask (1 of {pictures['domain'][0]})." in text
+    assert text.startswith("# a model on a data set\n")
     none = pictures.remove_columns("label")
     with pytest.raises(ValueError, match="no image has a mask"):
         evaluate(none)
@@ -177,6 +189,28 @@ def test_processes_share_the_work_and_no_image_twice():
             assert sorted(shares) == list(range(total))
 
 
+@pytest.mark.parametrize("column", ["images", "masks"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, column):
+    write_site(tmp_path / "data", "one", 2)
+    rows = load_source(str(tmp_path / "data")).rows
+    path = tmp_path / "data" / "one" / column / "case01.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"one/case01 \(.*{column}/case01\.png.* cannot be read: "):
+        evaluate(rows)
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"one/case01 \(.*{column}/case01\.png.* cannot be read: "):
+        evaluate(rows)
+
+
+def test_a_mask_of_unknown_classes_is_named(tmp_path):
+    write_site(tmp_path / "data", "one", 2)
+    rows = load_source(str(tmp_path / "data")).rows
+    write_site(tmp_path / "data", "one", 2, value=6)
+    with pytest.raises(ValueError, match=r"one/case00 \(.*masks/case00\.png\): labels hold the class 6"):
+        evaluate(rows)
+
+
 def test_predictions_follow_the_asked_order(pictures):
     processor = DimImageProcessor(num_channels=1)
     wanted = [3, 8, 1]
@@ -189,62 +223,6 @@ def test_a_model_of_other_classes_is_refused(pictures):
     model.config.id2label = {0: "a", 1: "b", 2: "c"}
     with pytest.raises(ValueError, match="3 classes"):
         evaluate(pictures, model=model)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    for domain, shift in (("one", 0), ("other", 40)):
-        write_site(folder / "data", domain, 12, shift=shift)
-    config = write_config(folder, dataset=str(folder / "data"), hidden_sizes=[4, 8])
-    run_job(parse_job(config, ["--output_dir", str(folder / "run"), "--test_fraction", "0.3"]))
-    return folder
-
-
-def test_the_command_scores_what_the_run_held_out(run):
-    result = CliRunner().invoke(main, ["evaluate", str(run / "run"), str(run / "data"), "--no-progress"])
-    assert result.exit_code == 0, result.output
-    folder = run / "run" / "evaluation-image"
-    trained = read_cases_csv(run / "run" / "cases.csv")
-    scored = read_cases_csv(folder / "cases.csv")
-    assert [(case.domain, case.name) for case in scored] == [(case.domain, case.name) for case in trained]
-    assert [case.dice for case in scored] == pytest.approx([case.dice for case in trained])  # one size, one grid
-    facts = json.loads((folder / "evaluation.json").read_text())
-    assert (facts["labeled_domain"], facts["labeled_images"], facts["selected_on_test"]) == ("one", 4, False)
-    assert facts["transductive"] is False
-    assert "Checkpoint: best mean_dice on validation." in (folder / "table.md").read_text()
-    assert {path.name for path in folder.iterdir()} == {
-        "cases.csv", "summary.csv", "table.md", "evaluation.json", "report.html",
-    }  # fmt: skip
-
-
-def test_two_evaluations_are_compared(run):
-    arguments = ["evaluate", str(run / "run"), str(run / "data"), "--no-progress", "--split", "all"]
-    for name in ("a", "b"):
-        done = CliRunner().invoke(main, [*arguments, "--output_dir", str(run / name)])
-        assert done.exit_code == 0, done.output
-    done = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "b")])
-    assert done.exit_code == 0, done.output
-    assert f"A: {run / 'a'}\nB: {run / 'b'}\n" in done.output
-    assert "Distances in pixels; empty masks: worst" in done.output
-    done = CliRunner().invoke(main, [*arguments, "--against", str(run / "a"), "--output_dir", str(run / "c")])
-    assert done.exit_code == 0, done.output
-    missing = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "nowhere")])
-    assert missing.exit_code == 1
-    assert "nowhere" in missing.output
-    cases = [replace(case, name="x" + case.name) for case in read_cases_csv(run / "a" / "cases.csv")]
-    write_cases_csv(cases, run / "others.csv")
-    others = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "others.csv")])
-    assert others.exit_code == 1
-    assert "no case in common" in others.output
-
-
-def test_other_images_are_not_called_test_images(run, tmp_path):
-    for domain, shift in (("one", 0), ("other", 40)):
-        write_site(tmp_path / "more", domain, 14, shift=shift)
-    done = CliRunner().invoke(main, ["evaluate", str(run / "run"), str(tmp_path / "more"), "--no-progress"])
-    assert done.exit_code == 1
-    assert "not those that the run held out" in done.output
 
 
 def facts(split=None, **data):
@@ -280,30 +258,3 @@ def test_test_images_are_those_of_the_runs_split(pictures, shared):
     assert set(zip(found["domain"], found["name"], strict=True)) == expected
     assert {domain for domain, _ in expected} == {"one", "other"}
     assert set(found["patient"]) <= set(rows["patient"])
-
-
-@pytest.mark.parametrize("words", [[], ["somewhere"], ["--protocol", "best"]])
-def test_the_command_says_what_is_missing(words):
-    assert CliRunner().invoke(main, ["evaluate", *words]).exit_code == 2
-
-
-def test_a_model_that_is_nowhere_is_named(run):
-    for name in ("no/model", str(run / "data")):
-        done = CliRunner().invoke(main, ["evaluate", name, str(run / "data")])
-        assert done.exit_code == 1
-        assert name in done.output
-        assert "Traceback" not in done.output
-    assert "no folder that holds a model" in done.output
-
-
-def test_choosing_on_test_images_is_stamped(run):
-    config = write_config(run, dataset=str(run / "data"), hidden_sizes=[4, 8], select="test-legacy")
-    run_job(parse_job(config, ["--output_dir", str(run / "legacy"), "--test_fraction", "0.3"]))
-    results = json.loads((run / "legacy" / "results.json").read_text())
-    assert results["training"]["selected"] == "best mean_dice on TEST images (test-legacy)"
-    done = CliRunner().invoke(main, ["evaluate", str(run / "legacy"), str(run / "data"), "--no-progress"])
-    assert done.exit_code == 0, done.output
-    folder = run / "legacy" / "evaluation-image"
-    assert json.loads((folder / "evaluation.json").read_text())["selected_on_test"] is True
-    assert "Test images had a part in choosing this checkpoint." in (folder / "table.md").read_text()
-    assert "TEST images (test-legacy)" in (run / "legacy" / "table.md").read_text()

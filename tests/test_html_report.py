@@ -166,6 +166,31 @@ def test_what_is_not_known_is_said(fast):
         assert found[name] == ("warning", "unknown")
     found = facts(replace(result, provenance=Provenance("m", "d", "image", transductive=True)))
     assert found["Test images in training"] == ("warning", "yes, without their labels (transductive)")
+    found = facts(replace(result, provenance=Provenance("m", "d", "image", split="test", split_hashes={"test": "x"})))
+    unknown = "unknown: another data set, or its parts are not the run&#39;s"
+    assert found["Test images in training"] == ("warning", unknown)
+
+
+def test_other_images_than_test_images_are_said_to_be_so(fast):
+    parts = {"labeled": 4, "unlabeled": 9, "validation": 1, "test": 0}
+    result = evaluation(split="train", scored_parts=parts, split_hashes={"labeled": "x"}, without_mask={"other": 2})
+    found = facts(result)
+    assert "Test images in training" not in found
+    text = "includes 4 labeled and 1 validation image, and 9 without their labels (transductive)"
+    assert found["Scored images in training"] == ("error", text)
+    assert found["Images scored"] == ("error", "training images: no test of the model")
+    assert found["Left out"] == ("warning", "2 images without a mask (2 of other)")
+    page = render_html_report(result)
+    for tag in ("title", "h1"):
+        assert f"<{tag}>runs/model on the training images of data/set" in page
+
+
+def test_a_remark_stands_under_its_comparison(fast):
+    result = evaluation()
+    found = {name: compare_cases(result.cases, result.cases) for name in ("this", "that")}
+    page = render_html_report(result, comparisons=found, remarks={"that": "chosen on test"})
+    assert page.count("chosen on test") == 1
+    assert "chosen on test" in page[page.index("<h3>Compared with that</h3>") :].split("</section>")[0]
 
 
 def test_selection_on_test_is_stamped(fast):

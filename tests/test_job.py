@@ -109,6 +109,7 @@ def test_job_leaves_model_scores_and_figures(tmp_path):
     assert results["training"]["selected"] == "best mean_dice on validation"
     assert results["split"]["labeled"]["images"] == 4
     assert results["cost"]["seconds_per_step"] > 0
+    assert results["cost"]["peak_memory_gib"] is None  # a CPU knows the process's only
     assert len(result.table.domains) == 6
     assert Image.open(folder / "curves.png").size[0] > 100
     model = AutoModelForSemanticSegmentation.from_pretrained(folder)

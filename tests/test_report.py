@@ -350,7 +350,7 @@ def test_series_of_a_log_skip_what_is_not_there():
         {"step": 20, "loss": math.nan, "loss_supervised": 0.6, "pseudo_label_kept": 0.9, "divergence_weight": 1.0},
         {"step": 20, "eval_mean_dice": 0.6, "eval_A_dice": 0.6, "train_loss": 0.8},
     ]
-    found = [figures._series(log, panel.pattern) for panel in figures.PANELS]
+    found = [figures._series(log, panel) for panel in figures.PANELS]
     assert found == [
         {"loss": ([10.0], [1.0]), "supervised": ([10.0, 20.0], [0.7, 0.6])},
         {"divergence": ([10.0], [0.1])},
@@ -370,7 +370,7 @@ def test_curves_are_drawn_or_refused(tmp_path):
 
 def test_scores_of_a_class_named_foreground_are_no_share_of_pseudo_labels():
     log = [{"step": 1, "eval_A_foreground_hd95": 9.0, "eval_A_student_foreground_dice": 0.5, "eval_A_dice": 0.5}]
-    found = [figures._series(log, panel.pattern) for panel in figures.PANELS]
+    found = [figures._series(log, panel) for panel in figures.PANELS]
     assert found == [{}, {}, {}, {}, {"A": ([1.0], [0.5])}]
 
 

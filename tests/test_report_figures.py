@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim_hf.metrics.agreement import finite_pairs, limits_of_agreement, volume_pairs, volume_unit
+from dim_hf.metrics.agreement import (
+    finite_pairs,
+    limits_of_agreement,
+    vertical_extent,
+    vertical_ratio,
+    volume_pairs,
+    volume_unit,
+)
 from dim_hf.metrics.calibration import Reliability
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.figure_style import CROWD, NAME_LENGTH, short
@@ -197,3 +204,37 @@ def test_errors_of_users(draw, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         draw(tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
+
+
+# ---- ratios of extents
+
+
+def test_specks_do_not_change_the_cup_to_disc_ratio():
+    cup, disc = np.zeros((2, 100, 100), bool)
+    disc[20:70, 30:80] = cup[30:55, 40:60] = True
+    assert vertical_ratio(cup, disc) == 0.5
+    for mask in (cup, disc):
+        mask[0, 0] = mask[99, 99] = True
+    assert vertical_ratio(cup, disc) == 0.5
+
+
+def test_extents_of_empty_joined_and_equal_parts():
+    nothing = np.zeros((4, 4), bool)
+    assert vertical_extent(nothing) == 0
+    assert vertical_ratio(np.eye(4), nothing) is None
+    assert vertical_ratio(nothing, np.eye(4)) == 0.0
+    assert vertical_extent(np.eye(4)) == 4  # corners touch
+    for array in ([[1, 1, 0, 1], [0, 0, 0, 1]], [[1, 0, 1, 1], [1, 0, 0, 0]]):
+        assert vertical_extent(array) == 2  # of two parts of two pixels, wherever they lie
+
+
+def test_a_note_stands_under_the_bars(tmp_path):
+    path = seed_bars({"a": {"A": [0.5]}}, tmp_path / "s.svg", note="Chosen on test images.")
+    assert "Chosen on test images." in path.read_text()
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_minus(tmp_path):
+    pairs = {"A": [(0.5, 0.5001), (0.7, 0.7001)]}
+    text = ratio_agreement(pairs, tmp_path / "r.svg").read_text()
+    assert ">+0.000<" in text
+    assert ">−0.000<" not in text

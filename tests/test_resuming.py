@@ -74,6 +74,42 @@ def test_going_on_from_the_last_step_draws_nothing(tmp_path, steps):
     assert torch.equal(torch.get_rng_state(), expected)
 
 
+def test_with_a_limit_of_one_the_newest_and_the_best_are_kept_to_the_end(tmp_path):
+    settings = {"save_total_limit": 1, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    still = {"learning_rate": 0.0, "lr_scheduler_type": "constant", "metric_for_best_model": "mean_dice"}
+    trainer = tiny_trainer(
+        tmp_path, tiny_model(), eval_dataset=TinyImages(2), **(SAVING | settings | still | {"ema_decay": 0.0})
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 2  # nothing becomes better where nothing is learned
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-6"]
+
+
+def test_a_best_checkpoint_of_another_folder_does_not_become_the_result(tmp_path, caplog):
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    settings |= {"metric_for_best_model": "mean_dice"}
+    images = TinyImages(2)
+    tiny_trainer(tmp_path / "first", tiny_model(), eval_dataset=images, **(SAVING | settings)).train()
+    second = tiny_trainer(tmp_path / "second", tiny_model(), eval_dataset=images, **(SAVING | settings))
+    with caplog.at_level(logging.WARNING):
+        second.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-4"))
+    assert "the best step is looked for anew" in caplog.text
+    assert second.state.best_model_checkpoint == str(tmp_path / "second" / "checkpoint-6")
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(tmp_path):
+    words = ["--dataset", "phantom:fundus", "--phantom_images_per_domain", "10", "--num_labeled", "4"]
+    words += ["--num_validation", "2", "--image_size", "32", "--hidden_sizes", "8", "16", "--labeled_batch_size", "2"]
+    words += ["--unlabeled_batch_size", "2", "--max_steps", "2", "--save_steps", "1", "--eval_steps", "1"]
+    words += ["--disable_tqdm", "true", "--auto_bf16", "false"]
+    run_job(parse_job(None, [*words, "--output_dir", str(tmp_path / "a")]))
+    resume = ["--resume_from_checkpoint", str(tmp_path / "a" / "checkpoint-2"), "--output_dir", str(tmp_path / "b")]
+    with pytest.raises(ValueError, match=r"a was run with rho=0.05, now it is 0.0"):
+        run_job(parse_job(None, [*words, *resume, "--rho", "0"]))
+    with pytest.raises(ValueError, match=r"max_steps is 1, but .*checkpoint-2 is beyond it"):
+        run_job(parse_job(None, [*words, *resume, "--max_steps", "1"]))
+
+
 def test_a_damaged_checkpoint_that_is_named_is_refused(tmp_path):
     trainer_in(tmp_path, max_steps=2).train()
     (tmp_path / "checkpoint-2" / "scheduler.pt").write_bytes(b"")

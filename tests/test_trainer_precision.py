@@ -1,5 +1,6 @@
 """Mixed precision and values that are not finite: the step is abandoned as a whole, and the run goes on."""
 
+import logging
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs
 
 from dim_hf.losses import LossTerms
-from tests.tiny import tiny_model, tiny_trainer
+from tests.tiny import TinyImages, tiny_model, tiny_trainer
 
 
 @pytest.fixture
@@ -123,3 +124,35 @@ def test_half_precision_keeps_float32_weights_and_learns_the_same(tmp_path, fp16
     assert half.dtype == torch.float32
     # Rounding moves the weights by much less than learning does.
     assert (half - exact).norm() < 0.1 * (exact - start).norm()
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_an_extreme_pixel_does_not_reach_the_running_statistics(tmp_path, scope, caplog):
+    """Finite itself, but not its square: loss and gradient are finite, the batch's variance is not."""
+    images = TinyImages(8)
+    images.samples[3]["pixel_values"][0, 5, 5] = 1e38
+    trainer = tiny_trainer(
+        tmp_path, tiny_model(norm="batch"), labeled=images, rho=0.1, perturbation_scope=scope, max_steps=4
+    )
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert trainer.skipped_steps == 1
+    assert "was abandoned" in caplog.text
+    for network in (trainer.model, trainer.teacher):
+        assert all(torch.isfinite(value).all() for value in network.state_dict().values())
+    assert all(math.isfinite(value) for line in trainer.state.log_history for value in line.values())
+
+
+def test_a_run_that_learns_nothing_any_more_ends_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("dim_hf.trainer.dim_trainer.MAX_SKIPPED_IN_A_ROW", 3)
+    trainer = tiny_trainer(tmp_path, rho=0.1, max_steps=9)
+    original = trainer._loss_terms
+
+    def spoiled(batch, logits):
+        terms = original(batch, logits)
+        return CHANGES["nan"](terms) if trainer.state.global_step != 2 else terms
+
+    trainer._loss_terms = spoiled
+    with pytest.raises(ValueError, match="3 steps in a row gave values that are not finite"):
+        trainer.train()
+    assert trainer.state.global_step == 5  # two were skipped before the good one

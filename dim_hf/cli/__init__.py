@@ -10,7 +10,9 @@ COMMANDS = {
     "doctor": ("doctor", "Find every fault of a data set before an hour is lost."),
     "train": ("train", "Train a model with DiM or one of its ablations."),
     "evaluate": ("evaluate", "Score a model by site, with intervals; compare two."),
+    "predict": ("predict", "Masks for images, volumes and DICOM series, on their own grids."),
     "diagnose": ("diagnose", "Sharpness, divergence between domains, loss landscape."),
+    "push": ("push", "Publish a finished run as a model on the Hub."),
 }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dim_hf.cli.errors import user_errors
 from dim_hf.cli.spelling import BOTH_SPELLINGS
@@ -21,7 +22,8 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for tables and report.  [default: MODEL/evaluation-PROTOCOL]",
+    help="Folder for tables and report.  [default: MODEL/evaluation-PROTOCOL, with -SPLIT for another split "
+    "than test]",
 )
 @click.option(
     "--protocol",
@@ -71,6 +73,7 @@ def command(
     cases.csv, summary.csv, table.md, evaluation.json and report.html, which opens offline.
     """
     if compare:
+        _refuse_beside_compare()
         from dim_hf.evaluation.files import compare_files
 
         with user_errors():
@@ -78,8 +81,27 @@ def command(
         return
     if model is None or dataset is None:
         raise click.UsageError("name MODEL and DATASET, or --compare two evaluations")
+    if "metric" in _named():
+        raise click.UsageError("--metric is of --compare; the evaluation of a model scores all metrics")
+    if options["revision"] is not None and Path(model).is_dir():
+        raise click.UsageError(f"--revision is of models of the Hub, and {model} is a folder; leave it out")
     with user_errors():
         _evaluate(model, dataset, **options)
+
+
+def _named() -> set[str]:
+    """Parameters that the user gave, whatever their values."""
+    context = click.get_current_context()
+    return {name for name in context.params if context.get_parameter_source(name) == ParameterSource.COMMANDLINE}
+
+
+def _refuse_beside_compare() -> None:
+    useless = sorted(_named() - {"compare", "metric"})
+    if useless:
+        shown = ", ".join(
+            name.upper() if name in ("model", "dataset") else f"--{name.replace('_', '-')}" for name in useless
+        )
+        raise click.UsageError(f"--compare takes two evaluations as they are, so {shown} has no effect; leave it out")
 
 
 def _evaluate(
@@ -97,8 +119,8 @@ def _evaluate(
 ) -> None:
     from transformers.utils.logging import disable_progress_bar
 
+    from dim_hf.evaluation import files
     from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
-    from dim_hf.evaluation.files import format_result, read_cases, write_evaluation
     from dim_hf.evaluation.loading import load_model, load_source_for
     from dim_hf.evaluation.prediction import process_state
     from dim_hf.evaluation.runs import provenance_of, read_run, rows_to_score
@@ -108,17 +130,27 @@ def _evaluate(
     network, processor = load_model(model, revision=revision)
     source = load_source_for(network, dataset, run)
     rows = rows_to_score(source.rows, split, run)
-    others = {name: read_cases(name) for name in against}
+    others = {name: files.read_evaluation(name) for name in against}
+    for name, other in others.items():
+        files.check_protocols({"this evaluation": protocol, name: other.protocol})
+    folder = output_dir or Path(model if Path(model).is_dir() else Path(model).name) / _folder_name(protocol, split)
+    if process_state().is_main_process:
+        files.check_writable(folder)
     result = evaluate_model(
         network.to(process_state().device),
         processor,
         rows,
         source.description,
-        provenance_of(model, dataset, protocol, split, run),
+        provenance_of(model, dataset, protocol, split, run, rows=source.rows, scored=rows),
         EvaluationOptions(protocol, tolerance_mm, batch_size, progress=not no_progress),
     )
     if not process_state().is_main_process:
         return
-    click.echo(format_result(result, "text"))
-    folder = output_dir or Path(model if Path(model).is_dir() else Path(model).name) / f"evaluation-{protocol}"
-    click.echo(f"\nReport: {write_evaluation(result, folder, against=others)}")
+    compared = files.compare_with(result, others)
+    click.echo(files.format_result(result, "text", compared=compared))
+    click.echo(f"\nReport: {files.write_evaluation(result, folder, compared=compared)}")
+
+
+def _folder_name(protocol: str, split: str) -> str:
+    """Scores of other images than test images go elsewhere."""
+    return f"evaluation-{protocol}" + (f"-{split}" if split != "test" else "")

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.colors import Normalize
 
 _LOGGED = "as logged in training"
+_OF_DOMAINS = {"share": True, "main": (_LOGGED,), "names": True, "nested": False}
 _AGREEMENT = (
-    Panel("Teacher and student: share of equal pixels", rf"({_LOGGED})|pixels of (.+)", share=True),
-    Panel("Teacher and student: Dice of the two", r"dice of (.+)", share=True),
+    Panel("Teacher and student: share of equal pixels", rf"({_LOGGED})|pixels of (.+)", **_OF_DOMAINS),
+    Panel("Teacher and student: Dice of the two", r"dice of (.+)", **_OF_DOMAINS),
 )
 
 

@@ -41,7 +41,10 @@ _Part = tuple[str, Sequence[str], list[list[str]], int, str]
 
 
 def _names(diagnosis: Diagnosis) -> str:
-    return "\n".join(f"{role}: {model.name}" for role, model in diagnosis.models.items())
+    split = diagnosis.options.split
+    drawn = f"the split {split!r}" if split else "all splits, images that were trained on among them"
+    lines = [f"{role}: {model.name}" for role, model in diagnosis.models.items()]
+    return "\n".join([*lines, f"images: drawn from {drawn}" + (f", of {diagnosis.dataset}" * bool(diagnosis.dataset))])
 
 
 def _sharpness(diagnosis: Diagnosis) -> _Part:

@@ -1,5 +1,6 @@
 """Evaluates a model on the test images of a data set: every image once, whatever the number of processes."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dim_hf.evaluation.prediction import predict_rows, process_state, shares_of
 from dim_hf.evaluation.protocols import Protocol, get_protocol
 from dim_hf.evaluation.result import EvaluationResult, Provenance
 from dim_hf.evaluation.scoring import Scores, score_predictions, scoring_groups
+from dim_hf.metrics.report import check_names
 from dim_hf.metrics.summary import summarize
 
 
@@ -46,7 +48,7 @@ def evaluate_model(
     *,
     autocast: Callable[[], Any] = nullcontext,
 ) -> EvaluationResult:
-    """Predict and score rows with masks; those without are left out.
+    """Predict and score rows with masks; those without are left out, and counted in the provenance.
 
     With several processes (`accelerate launch`) each predicts its share, and all return the same result.
 
@@ -64,10 +66,12 @@ def evaluate_model(
     """
     protocol = _fitting(get_protocol(options.protocol), rows)
     _check_classes(model, description)
-    labeled = is_present(rows, "label").nonzero()[0]
-    if not len(labeled):
+    check_names(set(rows["domain"]), description.structures)
+    has_mask = is_present(rows, "label")
+    if not has_mask.any():
         raise ValueError("no image has a mask to be scored by; add masks, or use the model to predict")
-    rows = rows.select(labeled)
+    left_out = Counter(domain for domain, present in zip(rows["domain"], has_mask, strict=True) if not present)
+    rows = rows.select(has_mask.nonzero()[0])
     scores = _of_all_processes(model, processor, rows, protocol, description.structures, options, autocast)
     order = {name: place for place, name in enumerate(dict.fromkeys(rows["domain"]))}
     cases = sorted(scores.cases, key=lambda case: (order[case.domain], case.name))
@@ -78,7 +82,7 @@ def evaluate_model(
         worst=scores.worst,
         best=scores.best,
         ratios={domain: sorted(ratios) for domain, ratios in scores.ratios.items()},
-        provenance=replace(provenance, protocol=protocol.name),
+        provenance=replace(provenance, protocol=protocol.name, without_mask=dict(sorted(left_out.items()))),
         id2label=description.id2label,
         structures=description.structures,
         spatial_dims=3 if protocol.volumes else description.spatial_dims,
@@ -114,11 +118,21 @@ def _of_all_processes(
 
 
 def _fitting(protocol: Protocol, rows: datasets.Dataset) -> Protocol:
-    """The protocol in pixels where not every row states its spacing: one table has one unit."""
-    if not protocol.millimeters or not isinstance(rows.features["image"], datasets.Image):
+    """The protocol in pixels where not every row states its spacing: one table has one unit.
+
+    Volumes in files, and slices that are put together, have the spacing of their affine.
+    """
+    stacked = protocol.volumes and isinstance(rows.features["image"], datasets.Image)
+    if not protocol.millimeters or stacked or isinstance(rows.features["image"], datasets.Nifti):
         return protocol
-    known = "spacing_mm" in rows.column_names and None not in rows["spacing_mm"]
-    return protocol if known else replace(protocol, millimeters=False)
+    if "spacing_mm" in rows.column_names and all(rows["spacing_mm"]):
+        return protocol
+    if protocol.volumes:
+        raise ValueError(
+            f"protocol {protocol.name} scores in mm, but not every row has a spacing_mm; add it, or use --protocol "
+            "image, which scores in pixels then"
+        )
+    return replace(protocol, millimeters=False)
 
 
 def _check_classes(model: nn.Module, description: DatasetDescription) -> None:

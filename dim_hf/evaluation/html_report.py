@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dim_hf.evaluation.background import Fact, background, heading
 from dim_hf.evaluation.overlays import Shot, shot_of, structure_colors
 from dim_hf.evaluation.protocols import PROTOCOLS
 from dim_hf.evaluation.report_tables import agreement_tables, comparison_table, number, score_tables
-from dim_hf.evaluation.result import SELECTED_ON_TEST, EvaluationResult, Overlay, Provenance
+from dim_hf.evaluation.result import SELECTED_ON_TEST, EvaluationResult, Overlay
 from dim_hf.metrics import report_figures
 from dim_hf.metrics.empty_masks import EMPTY_POLICIES
 from dim_hf.metrics.figure_style import COLORS, GRID, INK
@@ -62,20 +63,12 @@ class Section:
     rows: Sequence[tuple[str, Sequence[Shot]]]
 
 
-@dataclass(frozen=True)
-class Fact:
-    """A line of the provenance; `kind` is "", "warning" or "error"."""
-
-    name: str
-    text: str
-    kind: str = ""
-
-
 def write_html_report(
     result: EvaluationResult,
     path: str | os.PathLike,
     *,
     comparisons: Mapping[str, Mapping[Key, PairedComparison]] | None = None,
+    remarks: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the page; see `render_html_report`.
 
@@ -83,6 +76,7 @@ def write_html_report(
         result: The evaluation.
         path: File to write; missing folders are made.
         comparisons: By name of another model what `compare_cases` says of this one against it, in Dice.
+        remarks: By name of another model what else a reader of its comparison must know.
 
     Returns:
         The path.
@@ -91,7 +85,7 @@ def write_html_report(
         ValueError: If the file cannot be written.
     """
     path = Path(path)
-    page = render_html_report(result, comparisons=comparisons)
+    page = render_html_report(result, comparisons=comparisons, remarks=remarks)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Names of files that are no text become references instead of an error.
@@ -102,20 +96,28 @@ def write_html_report(
 
 
 def render_html_report(
-    result: EvaluationResult, *, comparisons: Mapping[str, Mapping[Key, PairedComparison]] | None = None
+    result: EvaluationResult,
+    *,
+    comparisons: Mapping[str, Mapping[Key, PairedComparison]] | None = None,
+    remarks: Mapping[str, str] | None = None,
 ) -> str:
     """The page as text: what stands behind the numbers, tables, figures, and the worst and best cases by domain.
 
     Args:
         result: The evaluation.
         comparisons: By name of another model what `compare_cases` says of this one against it, in Dice.
+        remarks: By name of another model what else a reader of its comparison must know.
     """
     standing, dims = standing_of(result.summary), result.spatial_dims
-    compared = [comparison_table(name, one, "dice", standing) for name, one in (comparisons or {}).items()]
+    compared = [
+        comparison_table(name, one, "dice", " ".join(filter(None, [(remarks or {}).get(name), standing])))
+        for name, one in (comparisons or {}).items()
+    ]
     return render_page(
         "dim_hf.evaluation",
         "report.html.jinja",
         provenance=result.provenance,
+        title=heading(result.provenance),
         stamp=SELECTED_ON_TEST if result.provenance.selected_on_test else "",
         subtitle=standing,
         tiles=_tiles(result),
@@ -180,13 +182,8 @@ def _about(summary: Summary) -> list[str]:
 def _facts(result: EvaluationResult) -> list[Fact]:
     source, summary = result.provenance, result.summary
     protocol = PROTOCOLS.get(summary.protocol)
-    scored = summary.row() if summary.rows else None
     return [
-        Fact("Labels for training", _labels(source), "" if source.labeled_images is not None else "warning"),
-        Fact("Seeds", _seeds(source.seeds), "" if source.seeds else "warning"),
-        Fact("Checkpoint", _selection(source), "error" if source.selected_on_test else _unknown(source.selection)),
-        Fact("Test images in training", *_transduction(source.transductive)),
-        Fact("Scored on", _scored_on(summary) if scored else "no case", "" if scored else "error"),
+        *background(source, summary),
         Fact("Structures", ", ".join(_classes(result, name) for name in result.structures)),
         Fact("Protocol", f"{summary.protocol}" + (f": {protocol.description}" if protocol else "")),
         Fact("Unit of distances", {"mm": "mm", "px": "pixels"}.get(summary.unit, "–")),
@@ -203,42 +200,6 @@ def _classes(result: EvaluationResult, structure: str) -> str:
     return structure if names == [structure] else f"{structure} ({' + '.join(names)})"
 
 
-def _count(value: int, name: str) -> str:
-    return f"{value:,} {name}{'s' * (value != 1)}"
-
-
-def _labels(source: Provenance) -> str:
-    if source.labeled_images is None:
-        return "unknown" + (f", of the domain {source.labeled_domain}" if source.labeled_domain else "")
-    text = _count(source.labeled_images, "image")
-    text += "" if source.labeled_patients is None else f" of {_count(source.labeled_patients, 'patient')}"
-    return text + (f", 1 domain ({source.labeled_domain})" if source.labeled_domain else "")
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else "unknown"
-
-
-def _unknown(text: str) -> str:
-    return "warning" if text == "unknown" else ""
-
-
-def _selection(source: Provenance) -> str:
-    return source.selection + (" (test images had a part in it)" if source.selected_on_test else "")
-
-
-def _transduction(transductive: bool | None) -> tuple[str, str]:
-    if transductive is None:
-        return "unknown", "warning"
-    return ("yes, without their labels (transductive)", "warning") if transductive else ("no (inductive)", "")
-
-
-def _scored_on(summary: Summary) -> str:
-    mean = summary.row()
-    domains = _count(len(summary.domains), "domain")
-    return f"{_count(mean.cases, 'case')} of {_count(mean.patients, 'patient')}, {domains}"
-
-
 def _policy(name: str) -> str:
     return f"{name}: {EMPTY_POLICIES[name].description}" if name in EMPTY_POLICIES else "–"
 
@@ -250,6 +211,8 @@ def _sections(result: EvaluationResult) -> list[Section]:
         if {case.name for case in worst} == {case.name for case in best}:
             rows = [("All cases, worst first", worst)]
         else:
+            half = result.summary.row(domain).cases // 2
+            worst, best = worst[:half], best[:half]
             rows = [(f"Worst {len(worst)}", worst), (f"Best {len(best)}", best)]
         shots = [(title, _shots(cases, result)) for title, cases in rows if cases]
         if shots:
@@ -296,7 +259,9 @@ def _figures(result: EvaluationResult, dims: int | None, standing: str) -> list[
         image = _embed(report_figures.ratio_agreement, result.ratios)
         text = (
             "Left: prediction over reference, dotted where both are equal. Right: solid: mean difference; dashed: "
-            f"95 % limits of agreement (Bland and Altman, 1986). Cases without a disc are left out. {standing}"
+            f"95 % limits of agreement (Bland and Altman, 1986). Cases without a disc are left out. "
+            "Extents are those of each structure's largest connected part, from its top row to its bottom row. "
+            f"{standing}"
         )
         pictures.append(Picture("Cup-to-disc ratio", "by site", image, text, layout="row broad"))
     return pictures

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dim_hf.data.datasets import SegmentationDataset
+from dim_hf.data.rows import column_view
 from dim_hf.losses import resize_logits
 
 
@@ -63,7 +64,7 @@ def predict_rows(
         autocast: Context of the forward pass.
 
     Raises:
-        ValueError: If an image cannot be brought to the network's input, naming the row.
+        ValueError: If a file cannot be read, or an image not be brought to the network's input, naming row and file.
     """
     dataset = SegmentationDataset(rows, processor, cache_bytes=0)
     indices = list(range(len(rows)) if indices is None else indices)
@@ -90,14 +91,31 @@ class _Loaded:
 
 
 def _load(dataset: SegmentationDataset, index: int) -> _Loaded:
-    raw = dataset.raw(index)
+    try:
+        raw = dataset.raw(index)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders fail in many ways
+        raise ValueError(
+            f"{row_name(dataset.rows, index)} cannot be read: {error}; replace the file, or leave the row out"
+        ) from error
     try:
         sample = dataset.process(raw.image, raw.label)
     except ValueError as error:
-        row = dataset.rows.select_columns(["domain", "name"])[index]
-        raise ValueError(f"{row['domain']}/{row['name']} cannot be brought to the network: {error}") from error
+        raise ValueError(f"{row_name(dataset.rows, index)} cannot be brought to the network: {error}") from error
     label = None if raw.label is None else np.asarray(raw.label)
     return _Loaded(index, np.asarray(raw.image), label, sample, raw.spacing_mm)
+
+
+def row_name(rows: datasets.Dataset, index: int) -> str:
+    """Domain, name and files of a row, for messages."""
+    about = rows.select_columns(["domain", "name"]).with_format(None)[index]
+    files = []
+    for column in ("image", "label"):
+        if hasattr(rows.features.get(column), "decode"):
+            path = (column_view(rows, column, decode=False)[index][column] or {}).get("path")
+            files += [f"{column} {path}"] if path else []
+    return f"{about['domain']}/{about['name']}" + (f" ({', '.join(files)})" if files else "")
 
 
 def _of_one_size(loaded: Sequence[_Loaded]) -> list[list[_Loaded]]:

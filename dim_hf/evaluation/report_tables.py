@@ -63,7 +63,7 @@ def number(value: float, digits: int, *, sign: bool = False) -> str:
     """
     if math.isnan(value):
         return "–"
-    return f"{value:{'+' if sign else ''},.{digits}f}".replace("-", "−")
+    return f"{value:{'+' if sign else ''}z,.{digits}f}".replace("-", "−")
 
 
 def score_tables(result: EvaluationResult, standing: str) -> list[Table]:
@@ -162,7 +162,11 @@ def agreement_tables(result: EvaluationResult, spatial_dims: int | None, standin
     what = {2: "areas", 3: "volumes"}.get(spatial_dims or 0, "volumes or areas")
     tables = [_agreement_table(f"Agreement of {what}", volumes, 0 if factor == 1 else 1, text)] if volumes else []
     if result.ratios:
-        text = f"Vertical ratio, prediction minus reference; cases without a disc are left out. {limits} {standing}"
+        text = (
+            "Vertical ratio, prediction minus reference; cases without a disc are left out. "
+            "Extents are those of each structure's largest connected part, from its top row to its bottom row."
+            f" {limits} {standing}"
+        )
         tables.append(_agreement_table("Agreement of the cup-to-disc ratio", {"ratio": result.ratios}, 3, text))
     return tables
 

@@ -50,10 +50,14 @@ class Provenance:
         seeds: Seeds of the runs behind the numbers.
         selection: How the step was chosen, in words.
         selected_on_test: Whether test images had a part in it.
-        transductive: Whether images of the test set were used, unlabeled, for training.
+        transductive: Whether images that were scored were used, unlabeled, for training.
         scored_model: "teacher" or "student".
         split_hashes: SHA-256 of the names of each part of the split.
         environment: Versions of Python and packages.
+        split: What was scored: "test", "validation", "train" or "all"; None where unknown.
+        scored_parts: Of the images scored, how many each part of the run's own split holds; None where the data set is
+            another one, or its parts are not those of the run.
+        without_mask: Images of the split that were left out since they have no mask, by domain.
     """
 
     model: str
@@ -69,6 +73,9 @@ class Provenance:
     scored_model: str | None = None
     split_hashes: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    scored_parts: dict[str, int] | None = None
+    without_mask: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """What a run's folder says about the model in it, and which images it may be tested on."""
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,11 @@ import datasets
 
 from dim_hf.data.rows import is_present
 from dim_hf.data.sources import PHANTOM_PREFIX, PhantomOptions
-from dim_hf.data.splits import describe_part, mark_test_patients
+from dim_hf.data.splits import SemiSupervisedSplit, describe_part, mark_test_patients, semi_supervised_split
 from dim_hf.evaluation.result import Provenance
 
 RESULTS_FILE = "results.json"
+_ALL_LABELED = -1  # `num_labeled` of a run that trains on every mask
 SPLITS = ("test", "validation", "train", "all")
 
 
@@ -117,16 +120,36 @@ def _check_hashes(rows: datasets.Dataset, run: RunFacts) -> None:
             )
 
 
-def provenance_of(model: str, dataset: str, protocol: str, split: str, run: RunFacts) -> Provenance:
-    """Say where numbers come from."""
+def provenance_of(
+    model: str,
+    dataset: str,
+    protocol: str,
+    split: str,
+    run: RunFacts,
+    *,
+    rows: datasets.Dataset,
+    scored: datasets.Dataset,
+) -> Provenance:
+    """Say where numbers come from.
+
+    Args:
+        model: Folder or name of the model.
+        dataset: As `load_source` takes it.
+        protocol: Key in `protocols.PROTOCOLS`.
+        split: Of `SPLITS`.
+        run: Of the model.
+        rows: All rows of the data set.
+        scored: Those of the split, from `rows_to_score`.
+    """
     if not run.split:
-        return Provenance(model, dataset, protocol)
+        return Provenance(model, dataset, protocol, split=split)
     labeled = run.split.get("labeled", {})
     hashes = {
         name: run.split[name]["names_sha256"] for name in ("labeled", "unlabeled", "validation") if run.split.get(name)
     }
     hashes |= {f"test of {domain}": part["names_sha256"] for domain, part in run.split.get("test", {}).items()}
     selection = run.training.get("selected", "unknown")
+    parts = scored_parts(rows, scored, run)
     return Provenance(
         model,
         dataset,
@@ -136,10 +159,65 @@ def provenance_of(model: str, dataset: str, protocol: str, split: str, run: RunF
         labeled_patients=labeled.get("patients"),
         seeds=[int(run.arguments["seed"])] if "seed" in run.arguments else [],
         selection=selection,
-        selected_on_test="test-legacy" in selection,
-        # A run's own split keeps test images out of the unlabeled ones; all images include those trained on.
-        transductive=split in ("all", "train"),
+        selected_on_test=is_chosen_on_test(selection),
+        transductive=None if parts is None else parts["unlabeled"] > 0,
         scored_model=run.training.get("scored_model"),
         split_hashes=hashes,
         environment=run.environment,
+        split=split,
+        scored_parts=parts,
     )
+
+
+def is_chosen_on_test(selection: str) -> bool:
+    """Whether test images had a part in choosing the step, by how a run describes its choice."""
+    return "test-legacy" in selection
+
+
+def scored_parts(rows: datasets.Dataset, scored: datasets.Dataset, run: RunFacts) -> dict[str, int] | None:
+    """Of the scored images with masks, how many each part of the run's split holds.
+
+    Args:
+        rows: All rows of the data set.
+        scored: Those to be scored.
+        run: The run.
+
+    Returns:
+        By "labeled", "unlabeled", "validation" and "test"; None where drawing the run's split from these rows does not
+        give the parts that the run trained on, by the hashes of their names.
+    """
+    try:
+        split = _split_of(rows, run)
+    except (ValueError, KeyError, TypeError):  # another data set, or a run of an earlier version
+        return None
+    known = {name: part for name, part in split.summary().items() if name not in ("seed", "labeled_domain")}
+    if any(_hashes(part) != _hashes(run.split.get(name, {})) for name, part in known.items()):
+        return None
+    part_of = {}
+    parts = {"labeled": [split.labeled], "unlabeled": [split.unlabeled], "validation": [split.validation]}
+    for name, sets in (parts | {"test": list(split.test.values())}).items():
+        part_of |= {key: name for one in sets for key in _names(one)}
+    counts = Counter(part_of.get(key) for key in _names(scored.select(is_present(scored, "label").nonzero()[0])))
+    return {name: counts[name] for name in ("labeled", "unlabeled", "validation", "test")}
+
+
+def _split_of(rows: datasets.Dataset, run: RunFacts) -> SemiSupervisedSplit:
+    count = run.data["num_labeled"]
+    return semi_supervised_split(
+        rows,
+        labeled_domain=run.split["labeled_domain"],
+        num_labeled="all" if count == _ALL_LABELED else count,
+        num_validation=run.data["num_validation"],
+        seed=run.data["split_seed"],
+        test_fraction=run.data["test_fraction"],
+        allow_shared_patients=run.data.get("allow_shared_patients", False),
+    )
+
+
+def _hashes(part: Mapping[str, Any]) -> Any:
+    """The hash of a part's names; of the test images, by domain."""
+    return part.get("names_sha256") or {domain: own.get("names_sha256") for domain, own in part.items()}
+
+
+def _names(rows: datasets.Dataset) -> list[tuple[str, str]]:
+    return list(zip(rows["domain"], rows["name"], strict=True))

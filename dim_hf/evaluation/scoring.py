@@ -1,6 +1,7 @@
 """Scores predicted cases one by one and keeps what a report shows: few pictures, bins, ratios; never all pixels."""
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -10,9 +11,10 @@ import numpy as np
 
 from dim_hf.data.volumes.slices import stack_slices
 from dim_hf.data.volumes.volume import Volume
-from dim_hf.evaluation.prediction import PredictedCase
+from dim_hf.evaluation.prediction import PredictedCase, row_name
 from dim_hf.evaluation.protocols import Protocol
 from dim_hf.evaluation.result import Overlay
+from dim_hf.metrics.agreement import vertical_ratio
 from dim_hf.metrics.calibration import Reliability
 from dim_hf.metrics.cases import CaseResult, score_case
 from dim_hf.metrics.report import mean_of_defined
@@ -81,15 +83,17 @@ def scoring_groups(rows: datasets.Dataset, protocol: Protocol) -> list[list[int]
     """Rows that are scored together: one each, or the slices of each volume.
 
     Raises:
-        ValueError: If volumes are to be put together and a row says not which it belongs to.
+        ValueError: If volumes are to be put together and a row says not where in which volume it belongs.
     """
     if not protocol.volumes or not isinstance(rows.features["image"], datasets.Image):
         return [[index] for index in range(len(rows))]
     missing = [column for column in _SLICE_COLUMNS if column not in rows.column_names]
-    texts = rows.select_columns(["domain", *(c for c in _SLICE_COLUMNS[:2] if c not in missing)]).with_format(None)[:]
-    if missing or None in texts["volume"]:
+    texts = rows.select_columns(["domain", *(c for c in _SLICE_COLUMNS if c not in missing)]).with_format(None)[:]
+    # The affine gives the spacing too: without it there are no millimeters.
+    missing += [c for c in _SLICE_COLUMNS if c not in missing and any(value in (None, []) for value in texts[c])]
+    if missing:
         raise ValueError(
-            f"protocol {protocol.name} puts slices together, but the rows lack {missing or 'a volume'}; cut volumes "
+            f"protocol {protocol.name} puts slices together in mm, but rows have no {', '.join(missing)}; cut volumes "
             "with `dim-hf import ... --slices`, or use --protocol image"
         )
     order = sorted(range(len(rows)), key=lambda i: (texts["domain"][i], texts["volume"][i], texts["slice_index"][i]))
@@ -115,7 +119,8 @@ def score_predictions(
         tolerance_mm: Of the NSD; None leaves it NaN.
 
     Raises:
-        ValueError: If a volume's slices are incomplete or do not fit each other.
+        ValueError: If a volume's slices are incomplete or do not fit each other, or a mask has a class that the model
+            lacks, naming row and file.
     """
     scores = Scores()
     columns = [c for c in ("domain", "patient", "name", *_SLICE_COLUMNS) if c in rows.column_names]
@@ -125,7 +130,10 @@ def score_predictions(
         domain = facts[0]["domain"]
         bins = scores.reliability.setdefault(domain, Reliability())
         for part in parts:
-            bins.update(part.probabilities, part.reference)
+            try:
+                bins.update(part.probabilities, part.reference)
+            except ValueError as error:
+                raise ValueError(f"{row_name(rows, part.index)}: {error}") from error
         image = _volume(parts, facts) if protocol.volumes and "volume" in facts[0] else _single(parts[0], facts[0])
         _add(scores, image, protocol, structures, tolerance_mm)
     return scores
@@ -198,8 +206,9 @@ def _add(
     )
     scores.cases += found
     overlay = _overlay(image, mean_of_defined(row.dice for row in found))
-    scores.worst[image.domain] = _worst([*scores.worst.get(image.domain, []), overlay])
-    scores.best[image.domain] = _best([*scores.best.get(image.domain, []), overlay])
+    if not math.isnan(overlay.dice):
+        scores.worst[image.domain] = _worst([*scores.worst.get(image.domain, []), overlay])
+        scores.best[image.domain] = _best([*scores.best.get(image.domain, []), overlay])
     ratio = _cup_to_disc(image, structures)
     if ratio is not None:
         scores.ratios.setdefault(image.domain, []).append(ratio)
@@ -241,10 +250,8 @@ def _cup_to_disc(image: ScoredImage, structures: Mapping[str, list[int]]) -> tup
     names = {name.lower(): classes for name, classes in structures.items()}
     if image.reference.ndim != 2 or not {"cup", "disc"} <= set(names):
         return None
-    heights = [
-        [int(np.isin(labels, names[name]).any(axis=1).sum()) for name in ("cup", "disc")]
+    predicted, referenced = (
+        vertical_ratio(np.isin(labels, names["cup"]), np.isin(labels, names["disc"]))
         for labels in (image.prediction, image.reference)
-    ]
-    if 0 in (heights[0][1], heights[1][1]):
-        return None
-    return heights[0][0] / heights[0][1], heights[1][0] / heights[1][1]
+    )
+    return None if predicted is None or referenced is None else (predicted, referenced)

@@ -77,6 +77,45 @@ def finite_pairs(pairs: Iterable[tuple[float, float]]) -> NDArray[np.float64]:
     return array[np.isfinite(array).all(axis=1)]
 
 
+def vertical_extent(mask: ArrayLike) -> int:
+    """Rows from the top to the bottom of a mask's largest connected part, so that specks elsewhere do not count.
+
+    Args:
+        mask: (H, W) boolean. Pixels that touch by a side or a corner are connected.
+
+    Returns:
+        Number of rows; 0 for an empty mask. Of parts of the same size the tallest counts.
+
+    >>> vertical_extent([[1, 0, 0], [0, 0, 1], [0, 0, 1]])
+    2
+    """
+    from scipy.ndimage import find_objects, label
+
+    parts, count = label(np.asarray(mask, bool), structure=np.ones((3, 3)))
+    if not count:
+        return 0
+    sizes = np.bincount(parts.ravel())[1:]
+    extents = [rows.stop - rows.start for rows, _ in find_objects(parts)]
+    return max(extent for extent, size in zip(extents, sizes, strict=True) if size == sizes.max())
+
+
+def vertical_ratio(inner: ArrayLike, outer: ArrayLike) -> float | None:
+    """Vertical extent of one structure by that of another, such as the vertical cup-to-disc ratio.
+
+    Args:
+        inner: (H, W) boolean mask, of the cup.
+        outer: (H, W) boolean mask, of the disc (with the cup in it).
+
+    Returns:
+        The ratio of their `vertical_extent`, from 0; None where the outer mask is empty.
+
+    >>> vertical_ratio([[0], [1], [0]], [[1], [1], [0]])
+    0.5
+    """
+    height = vertical_extent(outer)
+    return vertical_extent(inner) / height if height else None
+
+
 def volume_unit(unit: str, spatial_dims: int | None) -> tuple[str, float]:
     """How volumes and areas are written: a unit for readers, and the factor that brings `CaseResult`'s to it.
 

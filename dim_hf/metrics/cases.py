@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,7 @@ from dim_hf.metrics.surface import surface_metrics
 
 @dataclass(frozen=True)
 class CaseResult:
-    """Scores of one structure in one case.
+    """Scores of one structure in one case; all scores are NaN where the reference says nothing of any pixel.
 
     Attributes:
         domain: scanner, site or cohort.
@@ -57,6 +57,16 @@ class CaseResult:
     unit: str
     empty_policy: str
     nsd_tolerance: float = math.nan
+
+    @property
+    def undefined(self) -> bool:
+        """Whether there is no HD95, by the policy `nan` or since the reference has ignored pixels only."""
+        return math.isnan(self.hd95)
+
+    def without_scores(self) -> "CaseResult":
+        """The same case with nothing to score it by: NaN for every score and volume, neither missed nor spurious."""
+        scores = {item.name: math.nan for item in fields(self) if item.type is float and item.name != "nsd_tolerance"}
+        return replace(self, **scores, missed=False, spurious=False)
 
 
 def default_structures(id2label: Mapping[int, str]) -> dict[str, list[int]]:
@@ -121,7 +131,8 @@ def score_case(
     """Scores the label maps of one case, structure by structure.
 
     A structure's mask is the set of pixels whose class is in its list. Pixels that the reference ignores belong to no
-    structure, in the prediction as in the reference.
+    structure, in the prediction as in the reference. Where it ignores all of them there is nothing to score by: every
+    score is NaN, so that means leave the case out, and tables count it as undefined.
 
     Args:
         prediction: predicted class ids, (H, W) or (D, H, W), integer.
@@ -165,4 +176,4 @@ def score_case(
         known = {field.name: scores[field.name] for field in fields(CaseResult) if field.name in scores}
         known |= {"unit": unit, "empty_policy": empty_policy, "nsd_tolerance": tolerance}
         rows.append(CaseResult(domain, patient, name, structure, **known))
-    return rows
+    return rows if valid is None or valid.any() else [row.without_scores() for row in rows]

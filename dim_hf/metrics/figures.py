@@ -7,7 +7,7 @@ global state, so that the functions work without a display and beside a user's o
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,12 +178,18 @@ class Panel:
         pattern: regular expression that a key of the log must match in full; its group, if it has one, is the label.
         log_scale: whether the axis is logarithmic where the values are positive and span more than a factor of 20.
         share: whether the values are in [0, 1] and the axis shows no more.
+        main: labels that are drawn in black.
+        names: whether labels are names of domains, which are written as they are.
+        nested: whether a label such as "A_cup" is left out where "A" is there.
     """
 
     title: str
     pattern: str
     log_scale: bool = False
     share: bool = False
+    main: tuple[str, ...] = ("loss", "mean")
+    names: bool = False
+    nested: bool = True
 
 
 PANELS = (
@@ -191,18 +197,19 @@ PANELS = (
     Panel("f-divergence of labeled and unlabeled", r"divergence|divergence_(?!weight)(.+)", log_scale=True),
     Panel("Norm of the perturbation", r"perturbation_norm"),
     Panel("Pseudo-labels and agreement (share)", r"(?!eval_)(.*(?:kept|foreground|agreement).*)", share=True),
-    Panel("Validation Dice", r"eval_(?!.*(?:student|teacher)_)(.+)_dice|eval_dice", share=True),
+    Panel("Validation Dice", r"eval_(?!.*(?:student|teacher)_)(.+)_dice|eval_dice", share=True, names=True),
 )
-MEAN_LABELS = ("loss", "mean")
+# Of a run that chose its step on test images.
+TEST_LEGACY_PANELS = (*PANELS[:-1], replace(PANELS[-1], title="Dice on TEST images (test-legacy)"))
 ROOM = 6  # names that find room inside a panel; more stand below it
 
 
-def _series(log_history: Sequence[Mapping[str, Any]], pattern: str) -> dict[str, tuple[list[float], list[float]]]:
+def _series(log_history: Sequence[Mapping[str, Any]], panel: Panel) -> dict[str, tuple[list[float], list[float]]]:
     """Steps and finite values by label of the log's keys that match."""
     found: dict[str, tuple[list[float], list[float]]] = {}
     for entry in log_history:
         for key, value in entry.items():
-            match = re.fullmatch(pattern, key)
+            match = re.fullmatch(panel.pattern, key)
             if match is None or "step" not in entry or not isinstance(value, int | float) or not math.isfinite(value):
                 continue
             steps, values = found.setdefault(next(filter(None, match.groups()), key), ([], []))
@@ -212,20 +219,21 @@ def _series(log_history: Sequence[Mapping[str, Any]], pattern: str) -> dict[str,
     return {
         label: series
         for label, series in found.items()
-        if not any(label.startswith(other + "_") for other in found if other not in MEAN_LABELS)
+        if not (panel.nested and any(label.startswith(other + "_") for other in found if other not in panel.main))
     }
 
 
 def _draw_panel(axes: "Axes", panel: Panel, series: Mapping[str, tuple[list[float], list[float]]]) -> None:
     index = 0
     for label, (steps, values) in series.items():
-        if label in MEAN_LABELS:
+        if label in panel.main:
             look = {"color": "black", "linewidth": 2.2, "zorder": 3}
         else:
             line = LINES[index // len(COLORS) % len(LINES)]
             look = {"color": COLORS[index % len(COLORS)], "linestyle": line, "linewidth": 1.4}
             index += 1
-        look |= {"label": short(label.replace("_", " ")), "marker": "o" if len(steps) < 12 else None, "ms": 3}
+        text = label if panel.names else label.replace("_", " ")
+        look |= {"label": short(text), "marker": "o" if len(steps) < 12 else None, "ms": 3}
         axes.plot(steps, values, **look)
     lowest, highest = (choose(choose(values) for _, values in series.values()) for choose in (min, max))
     if panel.log_scale and lowest > 0 and highest > 20 * lowest:
@@ -269,7 +277,7 @@ def curves(log_history: Sequence[Mapping[str, Any]], path: str | Path, panels: S
     """
     from matplotlib.figure import Figure
 
-    drawn = [(panel, series) for panel in panels if (series := _series(log_history, panel.pattern))]
+    drawn = [(panel, series) for panel in panels if (series := _series(log_history, panel))]
     if not drawn:
         raise ValueError("log_history has no values to draw; log at least once (logging_steps, eval_steps)")
     columns = min(3, len(drawn))

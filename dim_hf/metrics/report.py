@@ -22,6 +22,7 @@ __all__ = [
     "MEAN_OF_SITES",
     "SiteRow",
     "SiteTable",
+    "check_names",
     "format_comparison",
     "format_table",
     "mean_of_defined",
@@ -51,7 +52,8 @@ class SiteRow:
         cases: number of cases.
         missed: how many (case, structure) pairs have only the prediction empty.
         spurious: how many have only the reference empty.
-        undefined: how many have no HD95 (NaN) and are left out of the means of distances.
+        undefined: how many have no HD95 (NaN) and are left out of the means of distances; those whose reference has
+            ignored pixels only are left out of all means.
         means: mean by name in `MEANS`; NaN where nothing is defined.
     """
 
@@ -139,7 +141,7 @@ def _row_of_cases(results: Sequence[CaseResult]) -> SiteRow:
         cases=len(results),
         missed=sum(result.missed for result in results),
         spurious=sum(result.spurious for result in results),
-        undefined=sum(math.isnan(result.hd95) for result in results),
+        undefined=sum(result.undefined for result in results),
         means={name: mean_of_defined(getattr(result, name) for result in results) for name in MEANS},
     )
 
@@ -197,6 +199,23 @@ def the_tolerance(values: Iterable[float]) -> float:
     return float(the_one((repr(float(value)) for value in values), "tolerances of the NSD (nan: none)") or math.nan)
 
 
+def check_names(domains: Iterable[str], structures: Iterable[str] = ()) -> None:
+    """Refuses names that the rows of means have; call it before the images are predicted.
+
+    Args:
+        domains: names of the data set's domains.
+        structures: names of what is scored.
+
+    Raises:
+        ValueError: if one of them is the name of a row of means.
+    """
+    for kind, names, taken in (("domain", domains, MEAN_OF_SITES), ("structure", structures, ALL_STRUCTURES)):
+        if taken in names:
+            raise ValueError(
+                f"a {kind} of the data set has the name of a mean in every table, {taken!r}; rename the {kind}"
+            )
+
+
 def _check_results(results: Sequence[CaseResult]) -> None:
     seen = set()
     for result in results:
@@ -204,10 +223,7 @@ def _check_results(results: Sequence[CaseResult]) -> None:
         if key in seen:
             raise ValueError("domain {!r}, case {!r}, structure {!r} comes twice; name cases uniquely".format(*key))
         seen.add(key)
-        if result.domain == MEAN_OF_SITES or result.structure == ALL_STRUCTURES:
-            raise ValueError(
-                f"domain {result.domain!r} or structure {result.structure!r} is the name of a mean; rename it"
-            )
+    check_names((result.domain for result in results), (result.structure for result in results))
 
 
 def site_table(results: Iterable[CaseResult]) -> SiteTable:

@@ -5,6 +5,7 @@ they are: a `$` starts no formula. Values that are not defined (NaN) are left ou
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,7 +164,7 @@ def _draw_limits(axes: "Axes", agreement: Agreement, digits: int) -> None:
         lines += [(agreement.upper, "+1.96 SD", "--"), (agreement.lower, "−1.96 SD", "--")]
     for value, name, line in lines:
         axes.axhline(value, color=INK, linewidth=1.1, linestyle=line)
-        text = f"{name}\n{value:+,.{digits}f}".replace("+-", "-").replace("-", "−")
+        text = f"{name}\n{value:+z,.{digits}f}".replace("-", "−")
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (4, 0)}
         axes.annotate(text, (1, value), fontsize=7.5, va="center", **place)
 
@@ -352,6 +353,7 @@ def seed_bars(
     metric: str = "dice",
     unit: str = "",
     nsd_tolerance: float = math.nan,
+    note: str = "",
 ) -> Path:
     """Draws the mean over seeds with its standard deviation and every seed, a group a domain and a bar a setting.
 
@@ -361,6 +363,7 @@ def seed_bars(
         metric: one of `report.MEANS`.
         unit: "mm" or "px" for distances.
         nsd_tolerance: of the NSD, in the unit.
+        note: what a reader must know of the scores, written below them.
 
     Returns:
         The path.
@@ -391,4 +394,6 @@ def seed_bars(
         axes.grid(axis="y", color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         figure.legend(bars, list(map(short, scores)), loc="outside upper center", ncols=min(4, len(scores)))
+        if note:
+            figure.supxlabel(textwrap.fill(note, int(15 * figure.get_figwidth())), fontsize=7.5)
         return save(figure, path)

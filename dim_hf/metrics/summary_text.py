@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dim_hf.metrics.case_files import safe_cell
 from dim_hf.metrics.labels import SHARES, metric_label, scoring_sentence
 from dim_hf.metrics.paired_cases import Key
 from dim_hf.metrics.report import MEAN_OF_SITES, MEANS, SiteTable
@@ -49,7 +50,7 @@ def _worst_sentence(summary: Summary) -> str:
     labeled = summary.row(summary.labeled_domain).intervals["dice"].mean
     return (
         f"{sentence} Labeled domain: {summary.labeled_domain} ({labeled:.3f}); its Dice minus that of the worst other "
-        f"domain: {summary.gap:+.3f}."
+        f"domain: {summary.gap:+z.3f}."
     )
 
 
@@ -108,27 +109,29 @@ def format_summary(summary: Summary, style: str = "markdown", metrics: Sequence[
     return "\n\n".join([*tables, _wrapped(_caption(summary), style)])
 
 
-def write_summary_csv(summary: Summary, path: str | Path) -> None:
+def write_summary_csv(summary: Summary, path: str | Path, *, about: Mapping[str, str] | None = None) -> None:
     """Writes one line a domain, structure and metric, with all that the caption of a table says.
 
     Args:
         summary: from `summarize`.
         path: file to write; its folder must exist. `defined_cases` and `defined_patients` are those that the metric
             has a value for; NaN and None are empty cells.
+        about: further columns with the same value in each line, such as how the step was chosen.
     """
+    more = about or {}
     counts = ("cases", "patients", "missed", "spurious", "undefined")
-    about = ("unit", "empty_policy", "nsd_tolerance", "protocol", "labeled_domain", "worst_domain", "gap")
+    known = ("unit", "empty_policy", "nsd_tolerance", "protocol", "labeled_domain", "worst_domain", "gap")
     moments = ("mean", "sd", "low", "high")
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["domain", "structure", "metric", *moments, "defined_cases", "defined_patients", *counts, *about]
+            ["domain", "structure", "metric", *moments, "defined_cases", "defined_patients", *counts, *known, *more]
         )
         for row in summary.rows:
             for metric, interval in row.intervals.items():
-                own = [*(getattr(row, name) for name in counts), *(getattr(summary, name) for name in about)]
-                cells = [row.domain, row.structure, metric, *vars(interval).values(), *own]
-                writer.writerow(["" if isinstance(v, float) and math.isnan(v) else v for v in cells])
+                own = [*(getattr(row, name) for name in counts), *(getattr(summary, name) for name in known)]
+                cells = [row.domain, row.structure, metric, *vars(interval).values(), *own, *more.values()]
+                writer.writerow(["" if isinstance(v, float) and math.isnan(v) else safe_cell(v) for v in cells])
 
 
 def _p_value(value: float) -> str:

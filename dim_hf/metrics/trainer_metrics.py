@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from dim_hf.metrics.cases import default_structures, score_case
+from dim_hf.metrics.report import mean_of_defined
 
 LOGGED_METRICS = ("dice", "jaccard", "hd95", "asd")
 
@@ -49,8 +48,8 @@ def build_compute_metrics(structures: Mapping[str, list[int]]) -> Callable[[Any]
         for metric in LOGGED_METRICS:
             for name in structures:
                 values = [getattr(row, metric) for row in rows if row.structure == name]
-                metrics[f"{name}_{metric}"] = float(np.mean(values))
-            metrics[metric] = float(np.mean([metrics[f"{name}_{metric}"] for name in structures]))
+                metrics[f"{name}_{metric}"] = mean_of_defined(values)
+            metrics[metric] = mean_of_defined(metrics[f"{name}_{metric}"] for name in structures)
         return metrics
 
     return compute_metrics

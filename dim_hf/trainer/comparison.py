@@ -16,7 +16,7 @@ from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, site_table
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
 from dim_hf.trainer.job import refuse_other_job, run_job
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, job_with
-from dim_hf.trainer.job_report import RESULTS_FILE
+from dim_hf.trainer.job_report import RESULTS_FILE, stamp
 
 UPPER_BOUND = "upper-bound"
 SETTINGS = (*ABLATIONS, UPPER_BOUND)
@@ -36,13 +36,21 @@ class Outcome:
         """Scores by site."""
         return site_table(self.cases)
 
+    @property
+    def images_per_step(self) -> int:
+        """Training images of a step, labeled and unlabeled, of all micro-batches and processes."""
+        training = self.results["job"]["training"]
+        images = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"]
+        return images * self.results["environment"]["processes"]
+
 
 def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> Job:
     """The job of one setting: the same data, network, steps and seed, and as many images a step.
 
-    A setting without unlabeled images gets that many more labeled ones in each step, so that no
-    setting sees fewer images than another; `upper-bound` is `supervised` with every training image
-    of every domain labeled.
+    A setting without unlabeled images gets that many more labeled ones in each step, but no more than
+    there are labels: with fewer labels than images a step it sees fewer images, and the caption of
+    `format_summary` says how many. `upper-bound` is `supervised` with every training image of every
+    domain labeled.
 
     Args:
         words: fields of the full method, as `config_words` gives them.
@@ -119,7 +127,7 @@ class Cost:
     Attributes:
         seconds_per_step: Of training, validation included.
         images_per_second: Training images of all processes.
-        peak_memory_gib: Of the GPU, or of the process on a CPU.
+        peak_memory_gib: Of the GPU; None on a CPU.
     """
 
     seconds_per_step: float | None
@@ -157,26 +165,48 @@ def format_summary(outcomes: Sequence[Outcome], metric: str = "dice", factor: fl
 
 
 def write_summary(outcomes: Sequence[Outcome], path: Path, metrics: Sequence[str] = ("dice", "hd95")) -> None:
-    """Write one line for each setting, domain and metric: mean and sd over seeds, and the setting's cost."""
+    """Write one line for each setting, domain and metric: mean and sd over seeds, cost, and how steps were chosen."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["setting", "domain", "metric", "mean", "sd", "seeds", *(item.name for item in fields(Cost))])
+        header = ["setting", "domain", "metric", "mean", "sd", "seeds", *(item.name for item in fields(Cost))]
+        writer.writerow([*header, "images_per_step", "selected"])
         for metric in metrics:
             for setting, row in summarize(outcomes, metric).items():
-                seeds = sum(outcome.setting == setting for outcome in outcomes)
-                cost = astuple(cost_of(outcomes, setting))
-                writer.writerows([setting, domain, metric, *values, seeds, *cost] for domain, values in row.items())
+                own = [outcome for outcome in outcomes if outcome.setting == setting]
+                about = [len(own), *astuple(cost_of(own, setting)), own[0].images_per_step, _chosen(own)]
+                writer.writerows([setting, domain, metric, *values, *about] for domain, values in row.items())
 
 
 def _caption(outcomes: Sequence[Outcome], metric: str, seeds: Sequence[int]) -> str:
     table = outcomes[0].table
     scored = scoring_sentence(table.unit, table.empty_policy, table.nsd_tolerance)
     scored = "" if metric in ("dice", "jaccard") else f" {scored}"
-    chosen = sorted({outcome.results["training"]["selected"] for outcome in outcomes})
-    return (
-        f"{metric}, mean of structures; mean ± sd over seeds {', '.join(map(str, seeds))}; "
-        f"step chosen: {', '.join(chosen)}.{scored}"
+    costs = "ms a step: of the whole training, validation included; peak GiB: of the GPU, not known on a CPU."
+    return " ".join(
+        [
+            f"{metric}, mean of structures; mean ± sd over seeds {', '.join(map(str, seeds))}; "
+            f"step chosen: {_chosen(outcomes)}.{scored} {costs}",
+            *filter(None, [_unequal_steps(outcomes), stamp_of(outcomes)]),
+        ]
     )
+
+
+def _chosen(outcomes: Sequence[Outcome]) -> str:
+    return ", ".join(sorted({outcome.results["training"]["selected"] for outcome in outcomes}))
+
+
+def stamp_of(outcomes: Sequence[Outcome]) -> str:
+    """The warning that tables and figures of these runs carry, naming the settings; "" where no run has it."""
+    stamped = {outcome.setting: text for outcome in outcomes if (text := stamp(outcome.results["training"]))}
+    return " ".join([f"{', '.join(stamped)}:", next(iter(stamped.values()))]) if stamped else ""
+
+
+def _unequal_steps(outcomes: Sequence[Outcome]) -> str:
+    images = {outcome.setting: outcome.images_per_step for outcome in outcomes}
+    if len(set(images.values())) < 2:
+        return ""
+    numbers = ", ".join(f"{setting} {number}" for setting, number in images.items())
+    return f"Images a step differ, as there are fewer labels than images a step: {numbers}."
 
 
 def _number(value: float | None, digits: int) -> str:

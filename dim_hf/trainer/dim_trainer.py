@@ -1,6 +1,7 @@
 """The Trainer of DiM: two streams of images, a teacher, and a two-pass step."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
-from dim_hf.batch_norm import average_running_statistics, synchronize_batch_norm
+from dim_hf.batch_norm import average_running_statistics, finite_buffers, synchronize_batch_norm
 from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
 from dim_hf.losses import LossTerms, make_pseudo_labels, resize_logits
@@ -30,6 +31,10 @@ from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
 from dim_hf.trainer.termination import heed_only_parent
 from dim_hf.trainer.views import StepInputs, ViewMaker
 from dim_hf.trainer.window import Logits, MicroBatch, Window
+
+logger = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 100
 
 
 class _StepCallback(TrainerCallback):
@@ -107,6 +112,7 @@ class DimTrainer(TeacherStudentTrainer):
         self._window = Window()
         self._buffers: list[Tensor] = []
         self._abandoned = False
+        self._skipped_in_a_row = 0
         self.add_callback(_StepCallback(self))
 
     # ---- data
@@ -245,10 +251,11 @@ class DimTrainer(TeacherStudentTrainer):
         """Add the gradient of one micro-batch's share of the objective, times a factor."""
         logits = self.objective.logits(model, batch)
         terms = self._loss_terms(batch, logits)
-        # A loss that is not finite spoils the gradient even where its own gradient is finite, so that every process
-        # learns of it from the gradient that they share.
+        # A loss or a running statistic that is not finite spoils the gradient, which may be finite itself: every
+        # process learns of it from the gradient that they share.
         total = terms.total(*self._term_weights).detach()
-        spoiled = torch.where(torch.isfinite(total), 1.0, math.nan).to(total.dtype)
+        finite = torch.isfinite(total) & finite_buffers(self.model)
+        spoiled = torch.where(finite, 1.0, math.nan).to(total.dtype)
         self.accelerator.backward(
             terms.ascent(objective, *self._term_weights) * (self._window.share * factor) * spoiled
         )
@@ -265,6 +272,18 @@ class DimTrainer(TeacherStudentTrainer):
         """Leave weights, optimizer, running statistics and teacher as they were before this step."""
         self._abandoned = True
         self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self.is_world_process_zero() and self.skipped_steps & (self.skipped_steps - 1) == 0:  # 1, 2, 4, 8, ...
+            logger.warning(
+                "step %d was abandoned, a loss, gradient or running statistic is not finite (%d so far): an image may "
+                "hold extreme values (`dim-hf doctor`), or learning_rate be too large",
+                self.state.global_step + 1, self.skipped_steps,
+            )  # fmt: skip
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW and self.accelerator.scaler is None:
+            raise ValueError(
+                f"{self._skipped_in_a_row} steps in a row gave values that are not finite: nothing is learned any "
+                "more. Lower learning_rate, or look for faulty images by `dim-hf doctor`"
+            )
         for buffer, saved in zip(self.model.buffers(), self._buffers, strict=True):
             buffer.copy_(saved)
         if self.accelerator.scaler is None:
@@ -289,6 +308,7 @@ class DimTrainer(TeacherStudentTrainer):
         """After the optimizer: the teacher and the critic follow, unless the step was abandoned."""
         stepped = not (self._abandoned or self.accelerator.optimizer_step_was_skipped)
         if stepped:
+            self._skipped_in_a_row = 0
             average_running_statistics(self.model)
             self.follow_student()
         critic = self.objective.critic

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import resource
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,9 @@ from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
 from dim_hf.metrics.cases import CaseResult, score_case
-from dim_hf.metrics.report import SiteTable, site_table
+from dim_hf.metrics.report import SiteTable, check_names, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
-from dim_hf.trainer.checkpoints import RESUME_HINT, checkpoints_in
+from dim_hf.trainer.checkpoints import RESUME_HINT, checkpoints_in, step_of
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, JobTrainingArguments, ModelArguments
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
@@ -140,6 +139,7 @@ def make_trainer(
     check_launch(job.training)  # before the files are checked
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
     source = job_source(job.data)
+    check_names(set(source.rows["domain"]), source.description.structures)
     if job.model.model_name_or_path and isinstance(source.rows.features["image"], datasets.Image):
         # Processors of other models take three channels; ours brings images to the model's own.
         source = replace(source, rows=source.rows.cast_column("image", datasets.Image(mode="RGB")))
@@ -280,7 +280,10 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
             f"{RESUME_HINT}"
         )
     if checkpoint is not None:
-        refuse_other_job(folder, job, but=("max_steps", *_CUTS_OF_A_STEP))
+        for run in dict.fromkeys((folder, Path(checkpoint).parent)):
+            refuse_other_job(run, job, but=("max_steps", *_CUTS_OF_A_STEP))
+        if 0 < job.training.max_steps < step_of(Path(checkpoint)):
+            raise ValueError(f"max_steps is {job.training.max_steps}, but {checkpoint} is beyond it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # written last: its presence says that the run is complete
     (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n", encoding="utf-8")
@@ -356,16 +359,16 @@ def _parse_structures(text: str | None) -> dict[str, list[int]] | None:
 def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float | None]:
     """Seconds a step and images a second over the whole training (validation included), peak memory in GiB.
 
-    On a GPU the memory is the run's; on a CPU it is the process's, whatever else ran in it before.
+    The memory is the GPU's; None on a CPU, where a process knows no more than its maximum since it started, whatever
+    else ran in it before.
     """
     images = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
     rate = metrics["train_steps_per_second"]
     on_gpu = trainer.args.device.type == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "seconds_per_step": 1 / rate if rate else None,  # a finished run that was resumed takes no step
         "images_per_second": rate * images * trainer.args.world_size if rate else None,
-        "peak_memory_gib": peak / 2**30,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
     }
 
 

@@ -153,8 +153,6 @@ class ResumableTrainer(Trainer):
             checkpoint,
         )
         self._saved_step = self.state.global_step
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(checkpoint))
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             checkpoints.rotate(folder, self.args.save_total_limit, checkpoint, Path(best) if best else None)
@@ -225,6 +223,7 @@ class ResumableTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._locate_best(Path(self.args.output_dir))
+            self._forget_foreign_best()
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -257,6 +256,22 @@ class ResumableTrainer(Trainer):
         best = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         if self.state.best_global_step and (best == written_now or best.is_dir()):
             self.state.best_model_checkpoint = str(best)
+
+    def _forget_foreign_best(self) -> None:
+        """What another folder holds is no checkpoint of this run, and may not become its result."""
+        best = self.state.best_model_checkpoint
+        if best is None or Path(best).parent.resolve() == Path(self.args.output_dir).resolve():
+            return
+        _LOGGER.warning("%s is not in %s: the best step is looked for anew", best, self.args.output_dir)
+        self.state.best_model_checkpoint = self.state.best_metric = self.state.best_global_step = None
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # With a limit of 1, transformers would remove the newest checkpoint beside the best one: `rotate` has done it.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _load_best_model(self) -> None:
         best = self._best_complete()

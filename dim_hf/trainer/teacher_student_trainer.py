@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from dim_hf.data.collator import collate
 from dim_hf.ema import ema_decay_at, make_teacher, update_teacher
+from dim_hf.hub.push import push_run
+from dim_hf.hub.statements import Statements
 from dim_hf.losses import resize_logits, supervised_loss
 from dim_hf.metrics.cases import check_structures
+from dim_hf.metrics.report import mean_of_defined
 from dim_hf.metrics.trainer_metrics import build_compute_metrics, class_structures
 from dim_hf.trainer.callbacks import DimProgressCallback
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
@@ -53,6 +58,11 @@ class TeacherStudentTrainer(ResumableTrainer):
         structures: Mapping[str, list[int]] | None = None,
         **kwargs: Any,
     ) -> None:
+        if args.push_to_hub:
+            raise ValueError(
+                "push_to_hub publishes checkpoints while they are made, without results: leave it out, and call "
+                "trainer.push_to_hub(...) or `dim-hf push` when the run is finished"
+            )
         self.structures = dict(structures or class_structures(model.config))
         _check_structures(self.structures, model.config.num_labels)
         if getattr(model, "auxiliary_head", None) is not None:
@@ -121,7 +131,7 @@ class TeacherStudentTrainer(ResumableTrainer):
         for prefix, dataset in by_prefix.items():
             metrics |= self._evaluate_both(dataset, ignore_keys, prefix)
         dices = [metrics[f"{prefix}_dice"] for prefix in by_prefix]
-        metrics[f"{metric_key_prefix}_mean_dice"] = sum(dices) / len(dices)
+        metrics[f"{metric_key_prefix}_mean_dice"] = mean_of_defined(dices)
         # Once, with everything: callbacks such as early stopping look for the score of the selection.
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -207,21 +217,52 @@ class TeacherStudentTrainer(ResumableTrainer):
         if self.args.should_save:
             self._save_network(self.scored_model, folder)
             (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n", encoding="utf-8")
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def push_to_hub(self, repo_id: str | None = None, **options: Any) -> str | None:
+        """Publish the finished run: the checks, files and card of `dim-hf push`.
+
+        Args:
+            repo_id: `org/name`; `hub_model_id` when None.
+            **options: fields of `Statements` (`licence`, `intended_use`, `data_statement`, ...) and arguments of
+                `push_run` (`private`, `token`, `keep_names`).
+
+        Returns:
+            Address of the pushed commit; None in all processes but the first.
+
+        Raises:
+            ValueError: with the list of everything missing, such as `results.json` of a run that was not scored.
+            ConnectionError: if the Hub cannot be reached or fails.
+        """
+        if not self.is_world_process_zero():
+            return None
+        said = {field.name: options.pop(field.name) for field in fields(Statements) if field.name in options}
+        options = {"private": bool(self.args.hub_private_repo), "token": self.args.hub_token} | options
+        return push_run(self.args.output_dir, repo_id or self.args.hub_model_id or "", Statements(**said), **options)
+
+    @cached_property  # as it was at first: a run may write into the folder that it started from
+    def started_from(self) -> dict[str, Any]:
+        """What the run says whose model this one started from; empty for a new network or one from elsewhere."""
+        return _facts_of_run(getattr(self.model.config, "_name_or_path", ""))
 
     def training_summary(self) -> dict[str, Any]:
-        """Which of the two models was saved, at which step, and how that step was selected."""
+        """Which of the two models was saved, at which step, how that step was selected, and what the run started from.
+
+        Where the weights that it started from were chosen on test images, `selected` says so, too.
+        """
         best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         where = "TEST images (test-legacy)" if self.args.select == "test-legacy" else "validation"
+        selected = f"best {self.args.metric_for_best_model} on {where}" if best else "last step"
+        started = {"started_from": self.started_from} if self.started_from else {}
+        if "test-legacy" in str(self.started_from.get("selected")):
+            selected += f", started from {self.started_from['model']} ({self.started_from['selected']})"
         return {
             "scored_model": self.args.scored_model,
-            "selected": f"best {self.args.metric_for_best_model} on {where}" if best else "last step",
+            "selected": selected,
             "step": self.state.best_global_step if best else self.state.global_step,
             "best_metric": self.state.best_metric if best else None,
             "max_steps": self.state.max_steps,
             "skipped_steps": self.skipped_steps,
-        }
+        } | started
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         if not self.args.should_save:
@@ -260,6 +301,24 @@ def _load_weights(network: nn.Module, folder: Path) -> None:
         raise ValueError(f"there is no folder {folder}: the checkpoint was not written by this trainer, or not wholly")
     loaded = type(network).from_pretrained(folder, dtype=network.dtype)
     network.load_state_dict(loaded.state_dict())
+
+
+def _facts_of_run(name: str) -> dict[str, Any]:
+    """How the model in a folder was selected and trained on how many labels, as far as its files say."""
+    folder = Path(name)
+    if not name or not (folder / SUMMARY_FILE).is_file():
+        return {}
+    facts: dict[str, Any] = {"model": name, "selected": "unknown"}
+    for file in (folder / SUMMARY_FILE, folder / "results.json"):
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            kept = ("scored_model", "selected", "step", "started_from")
+            facts |= {key: found[key] for key in kept if key in found}
+            labeled = found.get("split", {}).get("labeled", {})
+            facts |= {"labeled_images": labeled["images"]} if "images" in labeled else {}
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue  # this run's own summary is not lost for a damaged one of another
+    return facts
 
 
 def _check_structures(structures: Mapping[str, list[int]], num_labels: int) -> None:

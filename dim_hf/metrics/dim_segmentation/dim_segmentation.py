@@ -24,8 +24,8 @@ Args:
         class but 0 is one, named by its id.
     num_labels: number of classes including the background, for the default structures; by default the classes that
         occur in some map.
-    spacing: size of a pixel in mm: a number, one an axis in array order, or a list of those, one a case; by default
-        distances are in pixels.
+    spacing: size of a pixel in mm: a number, one an axis in array order, or a list of lists, one a case, each with one
+        number an axis; by default distances are in pixels.
     empty_policy: distances where exactly one of prediction and reference is empty: "worst" (the image's diagonal; the
         default), "nan" (left out of the mean), "legacy-100" or "legacy-0".
     tolerance_mm: tolerance of the NSD, in mm (pixels without a spacing); by default there is no NSD.
@@ -34,8 +34,9 @@ Args:
 Returns:
     A dictionary: "<structure>_<metric>", the mean over cases, and "<metric>", the mean of these over structures, for
     dice, jaccard (0 to 1), hd95, hd, asd, assd (unit), nsd (0 to 1) and volume_difference (unit³, in 2D unit²);
-    "<structure>_missed", "<structure>_spurious", "missed" and "spurious", numbers of cases; "cases"; "unit" ("mm" or
-    "px"), "empty_policy" and, where the NSD was asked for, its "nsd_tolerance" (unit).
+    "<structure>_missed", "<structure>_spurious", "<structure>_undefined" (left out of the means of distances, and of
+    all means where the reference has ignored pixels only), "missed", "spurious" and "undefined", numbers of cases;
+    "cases"; "unit" ("mm" or "px"), "empty_policy" and, where the NSD was asked for, its "nsd_tolerance" (unit).
 
 Examples:
 
@@ -59,7 +60,7 @@ _CITATION = """\
 """
 
 METRICS = ("dice", "jaccard", "hd95", "hd", "asd", "assd", "nsd", "volume_difference")
-COUNTS = ("missed", "spurious")
+COUNTS = ("missed", "spurious", "undefined")
 
 # What is written between `add_batch` and `compute`: packed maps, since lists of numbers take fifty times the memory.
 _PACKED = datasets.Features({name: datasets.Value("binary") for name in ("predictions", "references")})
@@ -99,7 +100,14 @@ def _structures(maps: Iterable[bytes], num_labels: int | None, ignore_index: int
 
 def _spacings(spacing: Any, cases: int) -> list[Any]:
     """One spacing a case."""
-    if np.isscalar(spacing) or spacing is None or all(np.isscalar(value) for value in spacing):
+    if np.isscalar(spacing) or spacing is None:
+        return [spacing] * cases
+    if all(np.isscalar(value) for value in spacing):
+        if cases > 1 and len(spacing) == cases and len(set(map(float, spacing))) > 1:
+            raise ValueError(
+                f"spacing has {cases} numbers for {cases} cases, which may mean one an axis or one a case; write a "
+                "list a case with one number an axis in it, such as spacing=[[1, 2], [1, 2]] or [[1, 1], [2, 2]]"
+            )
         return [spacing] * cases
     if len(spacing) != cases:
         raise ValueError(f"spacing has {len(spacing)} entries for {cases} cases; pass one a case, or one for all")

@@ -1,0 +1,85 @@
+"""Volumes as networks saw them in training, and their predictions back on the grid of the file, voxel for voxel."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dim_hf.data.volumes.header import require
+from dim_hf.data.volumes.slices import cut_slices, stack_slices
+from dim_hf.data.volumes.volume import Volume
+
+
+def slice_dtype(array: np.ndarray) -> np.dtype:
+    """Type in which `dim-hf import --slices` stores the slices of a volume: 8 or 16 bits without loss, or float32.
+
+    The image processor scales by the type, so a slice must come in the one that the training saw.
+
+    Args:
+        array: The whole volume, of any real type.
+    """
+    if array.dtype in (np.uint8, np.bool_):
+        return np.dtype(np.uint8)
+    if array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
+        return np.dtype(np.uint16)
+    return np.dtype(np.float32)
+
+
+def cut_some(volume: Volume, plane: str, axis: int, start: int, stop: int, dtype: np.dtype) -> list[np.ndarray]:
+    """Slices `start` to `stop` in the radiological view of `cut_slices`, without a copy of the others.
+
+    Args:
+        volume: The volume.
+        plane: One of `slices.PLANES`.
+        axis: From `slices.slice_axis` for that plane.
+        start: First slice.
+        stop: The one after the last.
+        dtype: From `slice_dtype`.
+
+    Returns:
+        Arrays (H, W).
+    """
+    # The view depends on the affine's directions alone, which a part shares with the whole.
+    part = Volume(volume.array[_along(axis, start, stop)], volume.affine)
+    return [piece.pixels.astype(dtype, copy=False) for piece in cut_slices(part, plane)]
+
+
+def place_some(target: np.ndarray, slices: Sequence[np.ndarray], affine: np.ndarray, axis: int, start: int) -> None:
+    """Write predicted slices to their places: the inverse of `cut_some`.
+
+    Args:
+        target: (X, Y, Z), written to.
+        slices: Arrays (H, W) in the view of `cut_slices`, from slice `start` on.
+        affine: (4, 4) of the volume.
+        axis: As for `cut_some`.
+        start: First slice.
+    """
+    numbered = dict(enumerate(slices))
+    part = stack_slices(numbered, slice_axis=axis, affine=affine, num_slices=len(numbered))
+    target[_along(axis, start, start + len(numbered))] = part.array
+
+
+def depth_first(volume: Volume) -> np.ndarray:
+    """Voxels as 3D networks are trained: brought to the closest RAS+ orientation, axes reversed to (D, H, W)."""
+    orientations = require("nibabel.orientations")
+    turned = orientations.apply_orientation(volume.array, orientations.io_orientation(volume.affine))
+    return np.ascontiguousarray(turned.T)
+
+
+def as_stored(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The exact inverse of `depth_first`.
+
+    Args:
+        array: (D, H, W).
+        affine: (4, 4) of the volume as it is stored.
+
+    Returns:
+        (X, Y, Z), axes as stored.
+    """
+    orientations = require("nibabel.orientations")
+    canonical = np.array([(0, 1), (1, 1), (2, 1)])
+    back = orientations.ornt_transform(canonical, orientations.io_orientation(affine))
+    return np.ascontiguousarray(orientations.apply_orientation(array.T, back))
+
+
+def _along(axis: int, start: int, stop: int) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) if number == axis else slice(None) for number in range(3))

@@ -1,0 +1,294 @@
+"""Predicts images and volumes with one model, each on its own grid."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dim_hf.data.volumes.slices import slice_axis
+from dim_hf.data.volumes.volume import Volume
+from dim_hf.inference.components import keep_largest_components
+from dim_hf.inference.geometry import as_stored, cut_some, depth_first, place_some, slice_dtype
+from dim_hf.inference.inputs import read_image
+from dim_hf.inference.loading import content_hash, find_other_network, find_plane, load_network
+from dim_hf.inference.measurements import measure
+from dim_hf.inference.options import DEFAULT_WINDOW, PredictionOptions
+from dim_hf.inference.prediction import Prediction
+from dim_hf.inference.probabilities import Answer, answers
+from dim_hf.inference.sliding import Forward, in_windows, whole
+from dim_hf.metrics.trainer_metrics import class_structures
+
+# Pixels of a forward pass: with 64 channels at full resolution a U-Net takes about 3 kB for each. On the CPU the
+# volume lies in the same memory, and one of 512 x 512 x 1000 shall be predicted within 2 GiB.
+_PIXELS_ON_CPU, _PIXELS_ON_DEVICE = 2**18, 2**19
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded picture or slice.
+
+    Attributes:
+        array: (H, W) or (H, W, C).
+        spacing_mm: (H, W); None where it is unknown.
+    """
+
+    array: np.ndarray
+    spacing_mm: tuple[float, ...] | None = None
+
+
+class Predictor:
+    """A model that turns images and volumes into masks on their own grids.
+
+    2D models go through volumes slice by slice in the plane of their training, 3D models by a sliding window. Images
+    are decoded, turned and scaled as in training. Research software, not a medical device.
+
+    Args:
+        network: Gives `logits` (N, K, *S') for `pixel_values`; has a `config` with `id2label`. Used in evaluation
+            mode, on the device where it is.
+        processor: Its image processor.
+        options: How images are predicted; the defaults when None.
+        other: Network that the uncertainty "teacher-student" compares with.
+        trained_plane: Plane of the slices of the training, where it is known.
+
+    Attributes:
+        options: How images are predicted.
+        id2label: Name of each class.
+        structures: Class ids by structure.
+        plane: Plane in which a 2D model goes through volumes.
+
+    Raises:
+        ValueError: If the uncertainty is "teacher-student" and there is no other network, or it has other classes.
+
+    Example:
+        >>> predictor = Predictor.from_pretrained("runs/prostate", flips=True)  # doctest: +SKIP
+        >>> predictor("case.nii.gz").labels.shape  # doctest: +SKIP
+        (320, 320, 24)
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        processor: Callable[..., dict[str, Tensor]],
+        options: PredictionOptions | None = None,
+        *,
+        other: nn.Module | None = None,
+        trained_plane: str | None = None,
+    ) -> None:
+        options = options or PredictionOptions()
+        config: Any = network.config
+        self.id2label = {int(index): str(name) for index, name in sorted(config.id2label.items())}
+        if len(self.id2label) < 2:
+            raise ValueError(f"the model has the classes {self.id2label}; a mask needs two at least")
+        self.structures = class_structures(config)
+        self.options = options
+        self.processor = processor
+        self.spatial_dims = int(getattr(config, "spatial_dims", 2))
+        self.plane = options.plane or trained_plane or "auto"
+        compared = options.uncertainty == "teacher-student"
+        if compared and (other is None or len(other.config.id2label) != len(self.id2label)):
+            raise ValueError(
+                "the uncertainty teacher-student compares the two networks of a run, and here is only one; keep a "
+                "checkpoint of the run beside the model, or choose entropy or flips"
+            )
+        self.networks = [part.eval() for part in ((network, other) if compared and other is not None else (network,))]
+        self._dtype = np.uint8 if len(self.id2label) <= 256 else np.uint16
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> "Predictor":
+        """Load a model and its processor. Nothing is unpickled.
+
+        Args:
+            model: Folder of a run or model, or a name on the Hub.
+            revision: Commit, branch or tag on the Hub.
+            device: Where the network runs; the first GPU, else the CPU, when None.
+            trust_remote_code: Run the code that lies beside the weights.
+            **settings: Fields of `PredictionOptions`.
+
+        Raises:
+            ValueError: If the model cannot be loaded, or a setting is not legal or does not fit it.
+        """
+        name = os.fspath(model)
+        options = PredictionOptions(**settings)
+        network, processor = load_network(name, revision, trust_remote_code)
+        other = find_other_network(name) if options.uncertainty == "teacher-student" else None
+        place = _device(device)
+        return cls(
+            network.to(place),
+            processor,
+            options,
+            other=load_network(str(other), None, trust_remote_code)[0].to(place) if other else None,
+            trained_plane=find_plane(name, network.config),
+        )
+
+    def __call__(
+        self,
+        image: "str | os.PathLike | Volume | PIL.Image.Image | np.ndarray",
+        *,
+        spacing_mm: Sequence[float] | None = None,
+    ) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: File of a picture or volume, folder of one DICOM series; a `Volume`; a picture as a PIL image or
+                array (H, W) or (H, W, C).
+            spacing_mm: Of a picture, (H, W); a volume knows its own.
+
+        Raises:
+            ValueError: If the image cannot be read or brought to the network's input.
+            ImportError: If it needs a package of the extra `volumes` that is not installed.
+        """
+        if isinstance(image, str | os.PathLike):
+            image = read_image(Path(image), self.options.channel)
+        if isinstance(image, Volume):
+            return self.predict_volume(image)
+        array = np.asarray(image.convert("RGB") if _has_palette(image) else image)
+        spacing = None if spacing_mm is None else tuple(map(float, spacing_mm))
+        return self.predict_pictures([Picture(array, spacing)])[0]
+
+    @property
+    def model_hash(self) -> str:
+        """Names weights and settings of all that takes part."""
+        return content_hash(self.networks, self.processor)
+
+    def predict_pictures(self, pictures: Sequence[Picture]) -> list[Prediction]:
+        """Predict pictures, several in a forward pass where their inputs have one size.
+
+        Raises:
+            ValueError: If the model is one of volumes, or a picture cannot be brought to the network's input.
+        """
+        if self.spatial_dims != 2:
+            raise ValueError("this model segments volumes, not pictures; give a volume (NIfTI, MHA, NRRD, DICOM)")
+        found: list[Prediction | None] = [None] * len(pictures)
+        for index, answer in self._answers([picture.array for picture in pictures]):
+            labels = answer.probabilities.argmax(0).numpy().astype(self._dtype)
+            maps = (answer.probabilities.numpy() if self.options.probabilities else None, _numpy(answer.uncertainty))
+            found[index] = self._finished(labels, pictures[index].spacing_mm, None, maps)
+        return [prediction for prediction in found if prediction is not None]
+
+    def predict_volume(self, volume: Volume, *, progress: bool = False) -> Prediction:
+        """Predict a volume; memory beside the result does not grow with the number of slices of a 2D model.
+
+        Args:
+            volume: The volume, as stored.
+            progress: Show a bar over the slices.
+
+        Raises:
+            ValueError: If the volume cannot be brought to the network's input.
+        """
+        if self.spatial_dims == 3:
+            labels, *maps = self._at_once(volume)
+        else:
+            labels, *maps = self._slice_by_slice(volume, progress)
+        return self._finished(labels, volume.spacing_mm, volume.affine, maps)
+
+    def _slice_by_slice(
+        self, volume: Volume, progress: bool
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        shape, affine = volume.array.shape, volume.affine
+        axis, dtype = slice_axis(volume, self.plane), slice_dtype(volume.array)
+        # In the order of most files, so that what is written later is read in one go.
+        labels = np.zeros(shape, self._dtype, order="F")
+        kept = np.zeros((len(self.id2label), *shape), np.float32) if self.options.probabilities else None
+        doubt = np.zeros(shape, np.float32, order="F") if self.options.uncertainty else None
+        step = self.options.batch_size
+        with tqdm(total=shape[axis], unit="slice", leave=False, disable=not progress) as bar:
+            for start in range(0, shape[axis], step):
+                cuts = cut_some(volume, self.plane, axis, start, min(start + step, shape[axis]), dtype)
+                found = [answer for _, answer in sorted(self._answers(cuts), key=lambda pair: pair[0])]
+                classes = [answer.probabilities.argmax(0).numpy().astype(self._dtype) for answer in found]
+                place_some(labels, classes, affine, axis, start)
+                if kept is not None:
+                    for index, target in enumerate(kept):
+                        parts = [answer.probabilities[index].numpy() for answer in found]
+                        place_some(target, parts, affine, axis, start)
+                if doubt is not None:
+                    place_some(doubt, [_numpy(answer.uncertainty) for answer in found], affine, axis, start)
+                bar.update(len(cuts))
+        return labels, kept, doubt
+
+    def _at_once(self, volume: Volume) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        ((_, answer),) = self._answers([depth_first(volume)])
+        classes = answer.probabilities.argmax(0).numpy().astype(self._dtype)
+        kept = None
+        if self.options.probabilities:
+            kept = np.stack([as_stored(part.numpy(), volume.affine) for part in answer.probabilities])
+        doubt = None if answer.uncertainty is None else as_stored(answer.uncertainty.numpy(), volume.affine)
+        return as_stored(classes, volume.affine), kept, doubt
+
+    def _answers(self, arrays: Sequence[np.ndarray]) -> Iterator[tuple[int, Answer]]:
+        """Number and answer of each array, in batches of one size that fit the memory."""
+        inputs = [self._input(array) for array in arrays]
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for index, pixels in enumerate(inputs):
+            by_size.setdefault(tuple(pixels.shape), []).append(index)
+        for size, indices in by_size.items():
+            step = self._per_pass(size[1:])
+            for start in range(0, len(indices), step):
+                batch = indices[start : start + step]
+                shapes = [arrays[index].shape[: self.spatial_dims] for index in batch]
+                pixels = torch.stack([inputs[index] for index in batch])
+                yield from zip(batch, answers(self._forwards(), pixels, shapes, self.options), strict=True)
+
+    def _input(self, array: np.ndarray) -> Tensor:
+        """(C, *S') float32 as in training, where pictures of 8 bits come as PIL images."""
+        is_plain = array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2:] == (3,))
+        image = PIL.Image.fromarray(array) if self.spatial_dims == 2 and is_plain else array
+        return self.processor(image, return_tensors="pt")["pixel_values"][0].to(torch.float32)
+
+    def _per_pass(self, size: Sequence[int]) -> int:
+        device = next(self.networks[0].parameters()).device
+        fitting = (_PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_DEVICE) // int(np.prod(size))
+        return max(1, min(self.options.batch_size, fitting))
+
+    def _forwards(self) -> list[Forward]:
+        if self.spatial_dims == 2:
+            return [whole(network) for network in self.networks]
+        window = self.options.window or (DEFAULT_WINDOW,) * 3
+        return [in_windows(network, window, self.options.overlap, self._per_pass(window)) for network in self.networks]
+
+    def _finished(
+        self,
+        labels: np.ndarray,
+        spacing_mm: tuple[float, ...] | None,
+        affine: np.ndarray | None,
+        maps: Sequence[np.ndarray | None],
+    ) -> Prediction:
+        if self.options.largest_component:
+            labels = keep_largest_components(labels, self.structures)
+        measurements = measure(labels, self.structures, spacing_mm)
+        return Prediction(labels, self.id2label, self.structures, spacing_mm, affine, measurements, *maps)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"device {name!r} cannot be used here ({said}); choose cpu, or another one") from error
+    return device
+
+
+def _has_palette(image: object) -> bool:
+    return isinstance(image, PIL.Image.Image) and image.mode in ("P", "PA", "CMYK", "YCbCr", "RGBX")
+
+
+def _numpy(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tensor.numpy()
