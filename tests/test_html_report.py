@@ -121,11 +121,14 @@ def test_the_numbers_are_those_of_the_summary(page, full):
 def test_worst_and_best_cases_have_contours_and_dice(page, full):
     parsed = Page(page)
     shots = [attributes["aria-label"] for attributes in parsed.all("svg")]
+    half = full.summary.row("one").cases // 2  # no case is among the worst and the best
     expected = [
-        f"{case.name}, Dice {case.dice:.3f}" for d in ("one", "other") for case in full.worst[d] + full.best[d]
+        f"{case.name}, Dice {case.dice:.3f}"
+        for domain in ("one", "other")
+        for case in full.worst[domain][:half] + full.best[domain][:half]
     ]
     assert shots == expected
-    assert len(shots) == 20
+    assert len(shots) == 4 * half == len(set(shots[: 2 * half])) + len(set(shots[2 * half :]))
     # The missed case has the two contours of the reference only.
     missed = page[page.index('aria-label="case 03, Dice 0.000"') :].split("</svg>")[0]
     assert missed.count("<path") == missed.count('class="reference"') == 2

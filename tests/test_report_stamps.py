@@ -53,18 +53,18 @@ def test_names_of_means_are_refused_by_themselves():
 
 def test_curves_of_test_images_say_so_and_names_stay_as_they_are(tmp_path):
     log = [{"step": step, "eval_camera_a_dice": 0.5} for step in (1, 2)]
-    drawn = figures.curves(log, tmp_path / "c.svg", figures.TEST_LEGACY_PANELS).read_text()
+    drawn = figures.curves(log, tmp_path / "c.svg", figures.TEST_LEGACY_PANELS).read_text(encoding="utf-8")
     assert "Dice on TEST images" in drawn
     assert "Validation" not in drawn
     assert "camera_a" in drawn
-    assert "Validation Dice" in figures.curves(log, tmp_path / "c.svg").read_text()
+    assert "Validation Dice" in figures.curves(log, tmp_path / "c.svg").read_text(encoding="utf-8")
 
 
 def test_the_agreement_of_a_diagnosis_keeps_names_and_colors_apart(tmp_path):
     log = [
         {"step": step, "as logged in training": 0.9, "pixels of site": 0.8, "pixels of site_b": 0.7} for step in (1, 2)
     ]
-    drawn = figures.curves(log, tmp_path / "a.svg", _AGREEMENT).read_text()
+    drawn = figures.curves(log, tmp_path / "a.svg", _AGREEMENT).read_text(encoding="utf-8")
     for name in ("as logged in training", ">site<", "site_b"):
         assert name in drawn
     assert all(drawn.lower().count(color.lower()) for color in figures.COLORS[:2])
@@ -76,26 +76,26 @@ def test_a_run_that_chose_on_test_images_is_stamped_and_so_is_what_starts_from_i
     short = {"max_steps": 1, "eval_steps": 1, "save_steps": 1}
     words = ["--output_dir", legacy, "--select", "test-legacy"]
     run_job(parse_job(write_config(tmp_path, **short), words))
-    assert SELECTED_ON_TEST in (tmp_path / "legacy" / "table.md").read_text()
+    assert SELECTED_ON_TEST in (tmp_path / "legacy" / "table.md").read_text(encoding="utf-8")
 
     words = ["--output_dir", warm, "--model_name_or_path", legacy]
     run_job(parse_job(write_config(tmp_path, **short), words))
-    training = json.loads((tmp_path / "warm" / "results.json").read_text())["training"]
+    training = json.loads((tmp_path / "warm" / "results.json").read_text(encoding="utf-8"))["training"]
     assert training["started_from"] == {
         "model": legacy, "scored_model": "teacher", "selected": TEST_LEGACY, "step": 1, "labeled_images": 4,
     }  # fmt: skip
     assert training["selected"] == f"best mean_dice on validation, started from {legacy} ({TEST_LEGACY})"
-    table = (tmp_path / "warm" / "table.md").read_text()
+    table = (tmp_path / "warm" / "table.md").read_text(encoding="utf-8")
     assert SELECTED_ON_TEST in table
     assert f"Started from {legacy}: {TEST_LEGACY}, trained on 4 labeled images." in table
-    assert json.loads((tmp_path / "warm" / "dim_training.json").read_text()) == training
+    assert json.loads((tmp_path / "warm" / "dim_training.json").read_text(encoding="utf-8")) == training
 
     (tmp_path / "legacy" / "dim_training.json").write_text("{")  # damaged: known to be a run, and no more
     (tmp_path / "legacy" / "results.json").unlink()
     run_job(parse_job(write_config(tmp_path, **short), ["--output_dir", plain, "--model_name_or_path", legacy]))
-    training = json.loads((tmp_path / "plain" / "results.json").read_text())["training"]
+    training = json.loads((tmp_path / "plain" / "results.json").read_text(encoding="utf-8"))["training"]
     assert training["started_from"] == {"model": legacy, "selected": "unknown"}
-    assert SELECTED_ON_TEST not in (tmp_path / "plain" / "table.md").read_text()
+    assert SELECTED_ON_TEST not in (tmp_path / "plain" / "table.md").read_text(encoding="utf-8")
 
 
 # ---- comparisons of settings
@@ -136,4 +136,4 @@ def test_the_figure_of_an_ablation_is_stamped(tmp_path, monkeypatch):
     done = CliRunner().invoke(ablation, ["--config", str(write_config(tmp_path)), "--output_dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert notes == [f"dim: {SELECTED_ON_TEST}"]
-    assert SELECTED_ON_TEST in (tmp_path / "summary.md").read_text()
+    assert SELECTED_ON_TEST in (tmp_path / "summary.md").read_text(encoding="utf-8")
