@@ -5,6 +5,7 @@ import pytest
 
 from dim_hf.data.importers.dicom import DICOM
 from dim_hf.data.importers.volume_folders import PROMISE12, SAML
+from dim_hf.data.volumes.locales import kept_locale
 from tests.volume_trees import AFFINE, SHAPE, by_name, found, mask, refused, unreadable, volume
 
 sitk = pytest.importorskip("SimpleITK")
@@ -124,6 +125,7 @@ def test_promise12_flat_and_test_masks(tmp_path):
 # DICOM
 
 
+@kept_locale()
 def series(folder, patient="PAT1", number="1", uid="1.2.3.1", count=3, **tags):
     folder.mkdir(parents=True, exist_ok=True)
     writer = sitk.ImageFileWriter()
