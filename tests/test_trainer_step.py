@@ -8,6 +8,7 @@ from torch.func import functional_call
 from transformers import Trainer
 
 from dim_hf.augmentations.mixing import MixingBoxes
+from dim_hf.divergences import PROBABILITY_FLOOR
 from dim_hf.losses import consistency_loss, supervised_loss
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.views import StepInputs
@@ -27,8 +28,19 @@ class Recording(DimTrainer):
         self.__dict__.setdefault("windows", []).append([copy.copy(b.inputs) for b in self._window.micro_batches])
 
 
-def gradient_function(model):
-    """The gradient of L_sup + L_con for any weights and inputs, by torch.func: no Trainer, no divergence."""
+def jensen_shannon(p, q):
+    middle = (p + q) / 2
+    return ((p * (p / middle).log()).sum(-1) + (q * (q / middle).log()).sum(-1)) / 2
+
+
+def mean_shares(logits, cells):
+    """(cells², K): class probabilities averaged over images and the pixels of a cell, floored as documented."""
+    pooled = torch.nn.functional.adaptive_avg_pool2d(logits.softmax(1), cells).mean(0)
+    return (1 - logits.shape[1] * PROBABILITY_FLOOR) * pooled.flatten(1).T + PROBABILITY_FLOOR
+
+
+def gradient_function(model, divergence_weight=0.0, cells=1):
+    """The gradient of L_sup + L_con + λ_div L_div for any weights and inputs, by torch.func: no Trainer."""
     names = [name for name, _ in model.named_parameters()]
     network = copy.deepcopy(model).train()
 
@@ -38,6 +50,9 @@ def gradient_function(model):
         labeled, unlabeled = inputs.separate(output.logits)
         loss = supervised_loss(labeled, inputs.labels)
         loss = loss + consistency_loss(unlabeled, inputs.pseudo_labels, inputs.pseudo_label_mask)
+        if divergence_weight:
+            divergence = jensen_shannon(mean_shares(labeled, cells), mean_shares(unlabeled, cells)).mean()
+            loss = loss + divergence_weight * divergence
         return torch.autograd.grad(loss, values)
 
     return gradient
@@ -93,6 +108,23 @@ PLAIN_SGD = {
     "lr_scheduler_type": "constant",
     "divergence_weight": 0.0,
 }
+
+
+@pytest.mark.parametrize(("estimator", "cells"), [("marginal", 1), ("regional", 4)])
+def test_steps_with_the_divergence_equal_the_reference_by_hand(tmp_path, estimator, cells):
+    """All three terms, in the ascent as in the descent; Jensen-Shannon written out in the test."""
+    model = tiny_model().double()
+    weights = [p.detach().clone() for p in model.parameters()]
+    gradient = gradient_function(model, divergence_weight=5.0, cells=cells)
+    settings = PLAIN_SGD | {"divergence_weight": 5.0, "f_divergence": "jensen_shannon"}
+    estimate = {"divergence_estimator": estimator, "divergence_grid_size": cells}
+    trainer = tiny_trainer(tmp_path, model, trainer_class=Recording, **settings, **estimate)
+    trainer.train()
+    for (inputs,) in trainer.windows:
+        there = by_hand.ascend(weights, gradient(weights, inputs), 0.3, False)
+        weights = [w - 0.05 * g for w, g in zip(weights, gradient(there, inputs), strict=True)]
+    expected = torch.cat([w.reshape(-1) for w in weights])
+    assert torch.allclose(weights_of(model), expected, rtol=1e-9, atol=1e-11)
 
 
 def test_local_scope_perturbs_by_each_micro_batch_alone(tmp_path):
