@@ -4,6 +4,7 @@ Our reconstruction of DiM (arXiv 2411.12350) from established parts; each functi
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from dim_hf.models.loss_dim_unet import cross_entropy_and_dice, pixel_cross_entropy, soft_dice_loss
 
 IGNORE_INDEX = 255
+
+# Shares below one pixel in ten thousand are noise: their quotient is bounded by 1e4.
+_SHARE_FLOOR = 1e-4
 
 
 def resize_logits(logits: Tensor, spatial_shape: tuple[int, ...] | torch.Size) -> Tensor:
@@ -115,6 +119,69 @@ class LossTerms:
             "loss_consistency": self.consistency.detach(),
             "divergence": self.divergence.detach(),
         }
+
+
+@torch.no_grad()
+def adapt_to_image_shares(
+    probabilities: Tensor, labeled_shares: Tensor, strength: float = 1.0, iterations: int = 10
+) -> Tensor:
+    """Replace the class shares that a network learned from its labels by those of each image.
+
+    A network trained on labels with class shares π gives p(k|x) ∝ π_k p(x|k). In an image with other shares q the
+    posterior is ∝ (q_k/π_k) p(k|x), and q is found by expectation maximisation, the mean of the corrected posteriors
+    being the next q (Saerens, Latinne and Decaestecker, "Adjusting the outputs of a classifier to new a priori
+    probabilities", Neural Computation 14, 2002). Ours: it is done for each image by itself, among the
+    foreground classes alone (a pixel's background probability, class 0, stays: with it in, the background grows over
+    whole structures), and weakened by a power. With one foreground class it changes nothing.
+
+    Args:
+        probabilities: (N, K, *S), sums of 1 over classes; class 0 is the background.
+        labeled_shares: (K,), shares of all labeled pixels, π, ≥ 0.
+        strength: power of q/π, in [0, 1]: 1 is the correction of maximum likelihood, 0 none.
+        iterations: of the expectation maximisation.
+
+    Returns:
+        (N, K, *S), of the same type; the very same tensor at strength 0.
+    """
+    if strength == 0 or probabilities.shape[1] < 3:
+        return probabilities
+    foreground = probabilities[:, 1:]
+    total = foreground.sum(1, keepdim=True)
+    smallest = torch.finfo(probabilities.dtype).tiny
+    prior = _shares(labeled_shares[1:].to(probabilities), dim=0)
+    adapted = foreground
+    for _ in range(iterations):
+        ratios = (_shares(adapted.flatten(2).sum(2), dim=1) / prior) ** strength
+        adapted = foreground * ratios.reshape(*ratios.shape, *[1] * (probabilities.ndim - 2))
+        adapted = adapted * (total / adapted.sum(1, keepdim=True).clamp_min(smallest))
+    return torch.cat([probabilities[:, :1], adapted], dim=1)
+
+
+def _shares(mass: Tensor, dim: int) -> Tensor:
+    """Masses as shares of their sum, none below the floor."""
+    return (mass / mass.sum(dim, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)).clamp_min(_SHARE_FLOOR)
+
+
+def class_shares(label_maps: Iterable[Tensor], num_labels: int) -> Tensor:
+    """Share of each class among all labeled pixels.
+
+    Args:
+        label_maps: integer tensors of any shape with values in 0..K-1; 255 is ignored.
+        num_labels: K.
+
+    Returns:
+        (K,) float64, sum 1.
+
+    Raises:
+        ValueError: if no pixel is labeled.
+    """
+    counts = torch.zeros(num_labels, dtype=torch.float64)
+    for labels in label_maps:
+        labels = labels.flatten().long()
+        counts += torch.bincount(labels[labels != IGNORE_INDEX], minlength=num_labels)
+    if not counts.sum():
+        raise ValueError("no pixel of the labeled images has a class; share_adaptation needs their shares")
+    return counts / counts.sum()
 
 
 @torch.no_grad()

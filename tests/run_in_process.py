@@ -18,7 +18,7 @@ from dim_hf.trainer.preflight import run_dry
 from tests.tiny import TinyImages, tiny_model, tiny_trainer
 
 
-def build(folder, *, dtype="float64", norm="instance", cut=1, **arguments):
+def build(folder, *, dtype="float64", norm="instance", num_labels=2, cut=1, **arguments):
     """A trainer whose step of 4 + 4 images is cut into as many micro-batches on each process as `cut` says."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     settings = {
@@ -30,7 +30,7 @@ def build(folder, *, dtype="float64", norm="instance", cut=1, **arguments):
         "max_steps": 20,
         "logging_steps": 20,
     }
-    model = tiny_model(norm=norm).to(getattr(torch, dtype))
+    model = tiny_model(norm=norm, num_labels=num_labels).to(getattr(torch, dtype))
     images = TinyImages(8, size=16), TinyImages(8, size=16, seed=1, shift=0.3, labels=False)
     return tiny_trainer(folder, model, *images, **settings | arguments)
 

@@ -50,6 +50,6 @@ def test_values_of_another_type_are_refused_with_their_field(field, value):
 
 def test_the_choices_of_intensity_are_those_of_the_image_processor():
     from dim_hf.data.description import INTENSITIES
-    from dim_hf.models import image_processing_dim_unet
+    from dim_hf.models import intensity_dim_unet
 
-    assert image_processing_dim_unet.INTENSITIES == INTENSITIES
+    assert intensity_dim_unet.INTENSITIES == INTENSITIES

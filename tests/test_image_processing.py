@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.ndimage import uniform_filter
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
+from dim_hf.models.intensity_dim_unet import INTENSITIES
 from tests.model_tester import tiny_config, tiny_model
 
 GREY = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
@@ -167,7 +169,7 @@ def test_what_cannot_be_used_is_named(image, fields, message):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
-@pytest.mark.parametrize("intensity", ["range", "zscore", "percentile"])
+@pytest.mark.parametrize("intensity", INTENSITIES)
 def test_pixels_that_are_not_finite_are_refused(value, intensity):
     image = GREY / 255
     image[2, 3] = value
@@ -209,7 +211,42 @@ def test_percentiles_are_mapped_to_the_unit_interval_and_clipped():
     torch.testing.assert_close(found, ((torch.arange(101) - 10) / 50).clamp(0, 1), rtol=0, atol=1e-6)
 
 
-@given(scale=st.floats(0.1, 1000), shift=st.floats(-1000, 1000), intensity=st.sampled_from(["zscore", "percentile"]))
+def local_contrast(image):
+    """By scipy's box filter: (x - m) / (s + 0.1), m and s over a window half as long as each axis; (C, *S)."""
+    image = np.asarray(image, dtype=np.float64)
+    image = (image - image.mean()) / image.std()
+    window = [2 * min(max(round(length / 4), 1), length - 1) + 1 for length in image.shape[1:]]
+    centred = [channel - uniform_filter(channel, window, mode="mirror") for channel in image]
+    return np.stack([c / (np.sqrt(uniform_filter(c**2, window, mode="mirror")) + 0.1) for c in centred])
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 17, 9), (3, 1, 5), (1, 3, 2), (1, 6, 8, 10), (3, 5, 1, 7)])
+def test_local_contrast_against_scipy(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    fields = {"num_channels": shape[0], "spatial_dims": len(shape) - 1, "intensity": "local"}
+    found = DimImageProcessor(**fields)(image[None], return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(found, torch.from_numpy(local_contrast(image)).float(), rtol=1e-4, atol=1e-4)
+
+
+def test_local_contrast_forgets_uneven_light():
+    """A ramp of light across the image nearly vanishes away from the borders; the pattern on it stays."""
+    rows, columns = np.mgrid[:64, :64]
+    pattern = ((rows // 4 + columns // 4) % 2).astype(np.float64)
+    plain, uneven = (pixels((pattern + 3 * ramp) / 4, num_channels=1, intensity="local") for ramp in (0, columns / 64))
+    inner = slice(20, 44)
+    agreement = np.corrcoef(plain[0, inner, inner].flatten(), uneven[0, inner, inner].flatten())[0, 1]
+    assert agreement > 0.98
+
+
+def test_a_channel_without_contrast_is_not_blown_up():
+    image = np.stack([np.where(np.arange(64).reshape(8, 8) % 2, 250, 10), np.full((8, 8), 90)])
+    image = np.concatenate([image, 90 + np.random.default_rng(0).integers(0, 2, (1, 8, 8))])
+    found = pixels(image.astype(np.uint8), intensity="local")
+    assert found[0].std() > 0.5
+    assert found[1:].std((1, 2)).max() < 0.1
+
+
+@given(scale=st.floats(0.1, 1000), shift=st.floats(-1000, 1000), intensity=st.sampled_from(INTENSITIES[1:]))
 @settings(max_examples=20, deadline=None)
 def test_normalised_intensities_forget_brightness_and_contrast(scale, shift, intensity):
     image = np.random.default_rng(0).random((12, 12))
@@ -219,7 +256,7 @@ def test_normalised_intensities_forget_brightness_and_contrast(scale, shift, int
 
 @pytest.mark.parametrize("value", [0, 1, 77, 255])
 @pytest.mark.parametrize("size", [None, 5, 23])
-@pytest.mark.parametrize("intensity", ["range", "zscore", "percentile"])
+@pytest.mark.parametrize("intensity", INTENSITIES)
 def test_constant_images_stay_finite_and_constant(value, size, intensity):
     for image in (np.full((8, 8), value, dtype=np.uint8), np.full((8, 8), value / 255, dtype=np.float32)):
         found = pixels(image, num_channels=1, size=size, intensity=intensity)
@@ -266,7 +303,7 @@ def test_settings_of_one_call_do_not_stay():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"intensity": "minmax"}, "'range', 'zscore', 'percentile'"),
+        ({"intensity": "minmax"}, "'range', 'zscore', 'percentile', 'local'"),
         ({"spatial_dims": 1}, "2, 3"),
         ({"num_channels": 0}, "num_channels"),
         ({"size": {"shortest_edge": 4}}, "height"),
@@ -470,13 +507,14 @@ def test_a_mask_comes_back_in_the_original_size():
 # --- saving, transformers --------------------------------------------------------------------------------------------
 
 
-def test_round_trip(tmp_path):
+@pytest.mark.parametrize("intensity", ["percentile", "local"])
+def test_round_trip(tmp_path, intensity):
     processor = DimImageProcessor(
         num_channels=1,
         spatial_dims=3,
         size=(4, 6, 5),
         resample=3,
-        intensity="percentile",
+        intensity=intensity,
         intensity_range=(-100, 300),
         percentiles=(2, 98.5),
     )

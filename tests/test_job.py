@@ -69,7 +69,7 @@ def test_configuration_is_overridden_by_the_command_line(tmp_path):
     assert job.data.dataset == "phantom:prostate"
 
 
-@pytest.mark.parametrize("name", ["demo", "nuclei", "fundus", "prostate"])
+@pytest.mark.parametrize("name", ["demo", "nuclei", "fundus", "fundus-supervised", "fundus-dim", "prostate"])
 def test_shipped_configurations_parse(name):
     job = parse_job(f"examples/configs/{name}.yaml", ["--use_cpu", "True"])
     assert job.training.max_steps >= 100
@@ -109,6 +109,7 @@ def test_job_leaves_model_scores_and_figures(tmp_path):
     assert results["training"]["selected"] == "best mean_dice on validation"
     assert results["split"]["labeled"]["images"] == 4
     assert results["cost"]["seconds_per_step"] > 0
+    assert results["validation"] == {"gland": pytest.approx(results["training"]["best_metric"])}
     assert results["cost"]["peak_memory_gib"] is None  # a CPU knows the process's only
     assert len(result.table.domains) == 6
     assert Image.open(folder / "curves.png").size[0] > 100
@@ -247,6 +248,20 @@ def test_run_without_validation_keeps_the_last_step(tmp_path):
     run_job(parse_job(write_config(tmp_path, num_validation=0), ["--output_dir", str(tmp_path / "run")]))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["training"]["selected"] == "last step"
+    assert results["validation"] is None
+
+
+def test_a_second_stage_goes_on_with_network_and_processor_of_the_first(tmp_path):
+    first = ["--output_dir", str(tmp_path / "first"), "--intensity", "local", "--select", "last"]
+    run_job(parse_job(write_config(tmp_path), first))
+    config = write_config(tmp_path, model_name_or_path=str(tmp_path / "first"))
+    trainer, _, _ = make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "second")]))
+    assert trainer.processing_class.intensity == "local"
+    saved = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "first").state_dict()
+    for network in (trainer.model, trainer.teacher):
+        assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    with pytest.raises(ValueError, match=r"intensity is 'zscore', but .*first has 'local'"):
+        make_trainer(parse_job(config, ["--intensity", "zscore", "--output_dir", str(tmp_path / "second")]))
 
 
 def test_foreign_processor_leaves_the_classes_alone(tmp_path):

@@ -1,10 +1,19 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from dim_hf.losses import LossTerms, consistency_loss, make_pseudo_labels, ramp_up, supervised_loss
+from dim_hf.losses import (
+    LossTerms,
+    adapt_to_image_shares,
+    class_shares,
+    consistency_loss,
+    make_pseudo_labels,
+    ramp_up,
+    supervised_loss,
+)
 
 
 def logits_and_labels(count=3, classes=3, size=6, seed=0):
@@ -71,3 +80,94 @@ def test_total_and_ascent_objectives():
     assert terms.ascent("total", 0.5, 0.25) == 3
     assert terms.ascent("supervised", 0.5, 0.25) == 1
     assert terms.ascent("divergence", 0.5, 0.25) == 4
+
+
+# ---- correction to each image's class shares
+
+
+def random_probabilities(count=3, classes=4, size=6, seed=0, sharpness=2.0):
+    logits, _ = logits_and_labels(count, classes, size, seed)
+    return (sharpness * logits).softmax(1)
+
+
+PRIOR = torch.tensor([0.7, 0.15, 0.1, 0.05], dtype=torch.float64)
+
+
+def adapted_by_hand(probabilities, prior, strength, iterations):
+    """Expectation maximisation of Saerens, Latinne and Decaestecker among the foreground classes, image by image."""
+    result = []
+    prior = (prior[1:] / prior[1:].sum()).numpy()
+    for image in probabilities.numpy():
+        posteriors = image[1:].reshape(len(image) - 1, -1)
+        weights = posteriors.sum(0)  # how much of each pixel is foreground
+        given_foreground = posteriors / weights
+        shares = (given_foreground * weights).sum(1) / weights.sum()
+        for _ in range(iterations):
+            joint = given_foreground * ((shares / prior) ** strength)[:, None]
+            corrected = joint / joint.sum(0)
+            shares = (corrected * weights).sum(1) / weights.sum()
+        result.append(np.concatenate([image[:1], (corrected * weights).reshape(image[1:].shape)]))
+    return np.stack(result)
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("iterations", [1, 10])
+def test_shares_are_adapted_as_by_expectation_maximisation(strength, iterations):
+    probabilities = random_probabilities()
+    found = adapt_to_image_shares(probabilities, PRIOR, strength, iterations)
+    np.testing.assert_allclose(found, adapted_by_hand(probabilities, PRIOR, strength, iterations), rtol=1e-9)
+    torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]), rtol=1e-12, atol=0)
+    assert torch.equal(found[:, 0], probabilities[:, 0])  # the background keeps its probability
+    for index in range(len(probabilities)):  # each image by itself
+        alone = adapt_to_image_shares(probabilities[index : index + 1], PRIOR, strength, iterations)
+        torch.testing.assert_close(alone[0], found[index], rtol=1e-12, atol=0)
+
+
+def test_a_strength_of_zero_is_the_identity_bit_for_bit():
+    probabilities = random_probabilities().float()
+    assert torch.equal(adapt_to_image_shares(probabilities, PRIOR, 0.0), probabilities)
+    one_foreground_class = random_probabilities(classes=2).float()
+    shares = torch.tensor([0.9, 0.1])
+    assert torch.equal(adapt_to_image_shares(one_foreground_class, shares, 1.0), one_foreground_class)
+
+
+def test_permuting_the_foreground_classes_permutes_the_result():
+    probabilities, order = random_probabilities(), torch.tensor([0, 3, 1, 2])
+    found = adapt_to_image_shares(probabilities[:, order], PRIOR[order], 0.7)
+    torch.testing.assert_close(found, adapt_to_image_shares(probabilities, PRIOR, 0.7)[:, order])
+
+
+def test_the_shares_of_a_generative_model_are_recovered():
+    """Pixels drawn from known densities with other shares than those the classifier was made for."""
+    generator = np.random.default_rng(0)
+    means, trained, true = np.array([-1.5, 0.0, 1.5]), np.array([0.2, 0.6, 0.2]), np.array([0.6, 0.25, 0.15])
+    values = means[generator.choice(3, 40_000, p=true)] + generator.normal(size=40_000)
+    joint = trained[:, None] * np.exp(-((values - means[:, None]) ** 2) / 2)
+    foreground = torch.from_numpy(joint / joint.sum(0))
+    probabilities = torch.cat([torch.zeros_like(foreground[:1]), foreground]).reshape(1, 4, 200, 200)
+    prior = torch.tensor([0.0, *trained])
+    before, after = (
+        adapt_to_image_shares(probabilities, prior, 1.0, iterations).mean((0, 2, 3))[1:].numpy()
+        for iterations in (1, 300)
+    )
+    assert np.abs(after - true).max() < 0.015
+    assert np.abs(after - true).max() < np.abs(before - true).max()
+    # A fixed point: one more round changes nothing.
+    longer = adapt_to_image_shares(probabilities, prior, 1.0, 301).mean((0, 2, 3))[1:].numpy()
+    np.testing.assert_allclose(longer, after, atol=1e-5)
+
+
+def test_degenerate_images_stay_finite():
+    certain = F.one_hot(torch.zeros(1, 4, 4, dtype=torch.long), 4).movedim(-1, 1).float()  # all background
+    for probabilities in (certain, certain.flip(1), torch.full((1, 4, 4, 4), 0.25)):
+        for prior in (PRIOR.float(), torch.tensor([1.0, 0, 0, 0]), torch.tensor([0.5, 0.5, 0, 0])):
+            found = adapt_to_image_shares(probabilities, prior, 1.0)
+            assert found.isfinite().all()
+            torch.testing.assert_close(found.sum(1), torch.ones(1, 4, 4))
+
+
+def test_class_shares_count_labeled_pixels():
+    maps = [torch.tensor([[0, 0], [1, 255]], dtype=torch.uint8), torch.tensor([[2, 2, 2]])]
+    torch.testing.assert_close(class_shares(maps, 4), torch.tensor([2, 1, 3, 0], dtype=torch.float64) / 6)
+    with pytest.raises(ValueError, match="no pixel"):
+        class_shares([torch.full((2, 2), 255)], 3)

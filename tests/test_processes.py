@@ -16,6 +16,7 @@ from tests.run_in_process import run_all
 SETTINGS = {
     "regional": {"divergence_estimator": "regional", "f_divergence": "kl"},
     "marginal": {"divergence_estimator": "marginal", "norm": "group", "ascent_objective": "divergence"},
+    "conditional": {"divergence_estimator": "conditional", "num_labels": 3, "share_adaptation": 0.5},
     "variational": {"divergence_estimator": "variational", "ascent_objective": "supervised"},
     "no divergence": {"divergence_weight": 0.0, "adaptive": True, "norm": "group", "sam_every": 2},
     "supervised": {"divergence_weight": 0.0, "consistency_weight": 0.0},
@@ -27,7 +28,7 @@ TOLERANCES = dict.fromkeys(SETTINGS, 1e-9) | {"variational": 1e-4, "float32": 1e
 
 # What each execution is tried with; `test_trainer_step.py` tries accumulation with more.
 EXECUTIONS = {
-    "2x4": ["regional", "marginal", "variational", "float32"],
+    "2x4": ["regional", "marginal", "conditional", "variational", "float32"],
     "4x2": ["regional", "variational", "float32"],
     "2 processes": list(SETTINGS),
     "2 machines": ["regional", "variational", "no divergence"],

@@ -11,6 +11,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
+from dim_hf.losses import adapt_to_image_shares, class_shares
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from tests.tiny import TinyImages, tiny_arguments, tiny_model, tiny_trainer
 
@@ -263,12 +264,13 @@ def test_predicts_images_without_labels(tmp_path):
         ({"rho": -0.1}, "rho must be at least 0"),
         ({"rho": float("nan")}, "rho must be at least 0"),
         ({"f_divergence": "wasserstein"}, "jensen_shannon"),
-        ({"divergence_estimator": "kernel"}, "marginal, regional, variational"),
+        ({"divergence_estimator": "kernel"}, "marginal, regional, conditional, variational"),
         ({"f_divergence": "jeffreys", "divergence_estimator": "variational"}, "no conjugate"),
         ({"ascent_objective": "divergence", "divergence_weight": 0.0, "rho": 0.1}, "needs divergence_weight"),
         ({"ascent_objective": "consistency"}, "total, supervised, divergence"),
         ({"ema_decay": 1.0}, "ema_decay must be below 1"),
         ({"confidence_threshold": 1.5}, "between 0 and 1"),
+        ({"share_adaptation": 1.5}, "share_adaptation must be between 0 and 1"),
         ({"labeled_batch_size": 0}, "labeled_batch_size must be at least 1"),
         ({"unlabeled_batch_size": 0}, "unlabeled_batch_size must be at least 1"),
         ({"sam_every": 0}, "sam_every must be at least 1"),
@@ -283,6 +285,30 @@ def test_predicts_images_without_labels(tmp_path):
 def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_arguments(tmp_path, **arguments)
+
+
+def test_pseudo_labels_are_corrected_to_each_images_shares(tmp_path):
+    """By the shares of the labeled set, read once: in tiny images class 1 is a ninth, class 2 does not occur."""
+    labeled, views = TinyImages(8), torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def pseudo_labels(strength):
+        trainer = tiny_trainer(tmp_path, tiny_model(num_labels=3), labeled, share_adaptation=strength)
+        found = trainer._pseudo_labels(views)
+        with torch.no_grad():
+            return found, trainer.teacher(pixel_values=views).logits
+
+    (plain, _), logits = pseudo_labels(0.0)
+    assert torch.equal(plain, logits.argmax(1))
+    (adapted, adapted_kept), _ = pseudo_labels(1.0)
+    shares = class_shares((sample["labels"] for sample in labeled.samples), 3)
+    expected = adapt_to_image_shares(logits.softmax(1), shares, 1.0)
+    assert torch.equal(adapted, expected.argmax(1))
+    assert torch.equal(adapted_kept, expected.amax(1) >= 0.5)
+    assert not torch.equal(adapted, plain)
+    # Each image by itself, however the step is cut.
+    trainer = tiny_trainer(tmp_path, tiny_model(num_labels=3), labeled, share_adaptation=1.0)
+    for index in range(3):
+        assert torch.equal(trainer._pseudo_labels(views[index : index + 1])[0][0], adapted[index])
 
 
 def test_bad_datasets_are_refused_before_training(tmp_path):

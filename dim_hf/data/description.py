@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "dim_dataset.json"
-INTENSITIES = ("range", "zscore", "percentile")
+INTENSITIES = ("range", "zscore", "percentile", "local")
 IGNORE_INDEX = 255
 """Value of ignored pixels, in masks and in label maps."""
 MAX_LABELS = IGNORE_INDEX  # class ids are 0..254 at most
@@ -55,7 +55,7 @@ class DatasetDescription:
         num_channels: Channels of the images: 1 (grey) or 3 (color).
         spatial_dims: 2 for images and slices, 3 for volumes.
         intensity: How intensities are best normalised: "range" where the file type's span is the scale (photographs),
-            "zscore" or "percentile" where it is not (MRI, floats).
+            "zscore" or "percentile" where it is not (MRI, floats), "local" where cameras differ in light and color.
         label_values: Value in the source's masks → class id, for each layout that was imported.
         splits: How the split came about, in a sentence for each import.
         licence: Licence of the data, empty where unknown.

@@ -9,21 +9,6 @@ from dim_hf.data.volumes.slices import cut_slices, stack_slices
 from dim_hf.data.volumes.volume import Volume
 
 
-def slice_dtype(array: np.ndarray) -> np.dtype:
-    """Type in which `dim-hf import --slices` stores the slices of a volume: 8 or 16 bits without loss, or float32.
-
-    The image processor scales by the type, so a slice must come in the one that the training saw.
-
-    Args:
-        array: The whole volume, of any real type.
-    """
-    if array.dtype in (np.uint8, np.bool_):
-        return np.dtype(np.uint8)
-    if array.dtype.kind in "iu" and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
-        return np.dtype(np.uint16)
-    return np.dtype(np.float32)
-
-
 def cut_some(volume: Volume, plane: str, axis: int, start: int, stop: int, dtype: np.dtype) -> list[np.ndarray]:
     """Slices `start` to `stop` in the radiological view of `cut_slices`, without a copy of the others.
 
@@ -33,7 +18,7 @@ def cut_some(volume: Volume, plane: str, axis: int, start: int, stop: int, dtype
         axis: From `slices.slice_axis` for that plane.
         start: First slice.
         stop: The one after the last.
-        dtype: From `slice_dtype`.
+        dtype: From `slices.slice_dtype`.
 
     Returns:
         Arrays (H, W).

@@ -14,11 +14,10 @@ from torch import nn
 
 from dim_hf.data.description import FILE_NAME, read_description
 from dim_hf.data.texts import printable
-from dim_hf.data.volumes.slices import PLANES
+from dim_hf.data.volumes.slices import PLANES, plane_in
 
 _TEACHER_FOLDER = "teacher"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_PLANE_NOTE = re.compile(r"volumes cut into slices, plane: (\w+)$")
 
 
 def load_network(name: str, revision: str | None = None, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
@@ -87,7 +86,8 @@ def find_other_network(model: str) -> Path | None:
 def find_plane(model: str, config: Any) -> str | None:
     """Plane of the slices that a 2D network was trained on; None where it is not known.
 
-    The configuration's `plane` is asked first, then the notes of the data set that the run's `results.json` names.
+    The configuration's `plane` is asked first; of a run of an earlier version, the notes of the data set that its
+    `results.json` names.
 
     Args:
         model: Folder or name of the model.
@@ -106,11 +106,9 @@ def find_plane(model: str, config: Any) -> str | None:
     if not description.is_file():
         return None
     try:
-        notes = read_description(description).notes
+        return plane_in(read_description(description).notes)
     except ValueError:
         return None
-    planes = {match.group(1) for note in notes if (match := _PLANE_NOTE.search(note))}
-    return planes.pop() if len(planes) == 1 and planes <= set(PLANES) else None
 
 
 def content_hash(networks: Iterable[nn.Module], processor: Any) -> str:

@@ -22,6 +22,10 @@ class Prediction:
         measurements: Of each structure.
         probabilities: (K, *S) float32; None unless asked for.
         uncertainty: (*S) float32 in [0, 1]; None unless asked for.
+        drift: How unlike the images of the sites that the model saw this one is, in [0, 1]: the share of images of
+            those sites that are less unlike (see `drift.DriftReference`); None where the model has no statistics.
+        review: Whether a person should look at it, since `drift` is above the threshold of the statistics; None where
+            there is none.
     """
 
     labels: np.ndarray
@@ -32,6 +36,8 @@ class Prediction:
     measurements: tuple[Measurement, ...]
     probabilities: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
+    drift: float | None = None
+    review: bool | None = None
 
     def maps(self) -> dict[str, np.ndarray]:
         """Probabilities by class and uncertainty as single maps (*S) float32, under the names of their files."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from dim_hf.data.volumes.slices import slice_axis
+from dim_hf.data.volumes.slices import slice_axis, slice_dtype
 from dim_hf.data.volumes.volume import Volume
 from dim_hf.inference.components import keep_largest_components
-from dim_hf.inference.geometry import as_stored, cut_some, depth_first, place_some, slice_dtype
+from dim_hf.inference.drift import SiteStatistics, combine_slices
+from dim_hf.inference.drift_file import find_statistics
+from dim_hf.inference.drift_parts import DriftMeter
+from dim_hf.inference.geometry import as_stored, cut_some, depth_first, place_some
 from dim_hf.inference.inputs import read_image
 from dim_hf.inference.loading import content_hash, find_other_network, find_plane, load_network
 from dim_hf.inference.measurements import measure
@@ -56,9 +59,11 @@ class Predictor:
         options: How images are predicted; the defaults when None.
         other: Network that the uncertainty "teacher-student" compares with.
         trained_plane: Plane of the slices of the training, where it is known.
+        statistics: Of the sites that the network saw: with them each prediction says how unlike those it is.
 
     Attributes:
         options: How images are predicted.
+        statistics: Of the sites that the network saw; None where they are not known.
         id2label: Name of each class.
         structures: Class ids by structure.
         plane: Plane in which a 2D model goes through volumes.
@@ -80,6 +85,7 @@ class Predictor:
         *,
         other: nn.Module | None = None,
         trained_plane: str | None = None,
+        statistics: SiteStatistics | None = None,
     ) -> None:
         options = options or PredictionOptions()
         config: Any = network.config
@@ -88,6 +94,7 @@ class Predictor:
             raise ValueError(f"the model has the classes {self.id2label}; a mask needs two at least")
         self.structures = class_structures(config)
         self.options = options
+        self.statistics = statistics
         self.processor = processor
         self.spatial_dims = int(getattr(config, "spatial_dims", 2))
         self.plane = options.plane or trained_plane or "auto"
@@ -133,6 +140,7 @@ class Predictor:
             options,
             other=load_network(str(other), None, trust_remote_code)[0].to(place) if other else None,
             trained_plane=find_plane(name, network.config),
+            statistics=find_statistics(name, revision),
         )
 
     def __call__(
@@ -177,11 +185,13 @@ class Predictor:
         for index, answer in self._answers([picture.array for picture in pictures]):
             labels = answer.probabilities.argmax(0).numpy().astype(self._dtype)
             maps = (answer.probabilities.numpy() if self.options.probabilities else None, _numpy(answer.uncertainty))
-            found[index] = self._finished(labels, pictures[index].spacing_mm, None, maps)
+            found[index] = self._finished(labels, pictures[index].spacing_mm, None, maps, answer.drift)
         return [prediction for prediction in found if prediction is not None]
 
     def predict_volume(self, volume: Volume, *, progress: bool = False) -> Prediction:
         """Predict a volume; memory beside the result does not grow with the number of slices of a 2D model.
+
+        Its drift is combined from those of the slices by `drift.combine_slices`.
 
         Args:
             volume: The volume, as stored.
@@ -191,27 +201,28 @@ class Predictor:
             ValueError: If the volume cannot be brought to the network's input.
         """
         if self.spatial_dims == 3:
-            labels, *maps = self._at_once(volume)
+            labels, drift, *maps = self._at_once(volume)
         else:
-            labels, *maps = self._slice_by_slice(volume, progress)
-        return self._finished(labels, volume.spacing_mm, volume.affine, maps)
+            labels, drift, *maps = self._slice_by_slice(volume, progress)
+        return self._finished(labels, volume.spacing_mm, volume.affine, maps, drift)
 
     def _slice_by_slice(
         self, volume: Volume, progress: bool
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    ) -> tuple[np.ndarray, float | None, np.ndarray | None, np.ndarray | None]:
         shape, affine = volume.array.shape, volume.affine
         axis, dtype = slice_axis(volume, self.plane), slice_dtype(volume.array)
         # In the order of most files, so that what is written later is read in one go.
         labels = np.zeros(shape, self._dtype, order="F")
         kept = np.zeros((len(self.id2label), *shape), np.float32) if self.options.probabilities else None
         doubt = np.zeros(shape, np.float32, order="F") if self.options.uncertainty else None
-        step = self.options.batch_size
+        step, drifts = self.options.batch_size, []
         with tqdm(total=shape[axis], unit="slice", leave=False, disable=not progress) as bar:
             for start in range(0, shape[axis], step):
                 cuts = cut_some(volume, self.plane, axis, start, min(start + step, shape[axis]), dtype)
                 found = [answer for _, answer in sorted(self._answers(cuts), key=lambda pair: pair[0])]
                 classes = [answer.probabilities.argmax(0).numpy().astype(self._dtype) for answer in found]
                 place_some(labels, classes, affine, axis, start)
+                drifts += [answer.drift for answer in found if answer.drift is not None]
                 if kept is not None:
                     for index, target in enumerate(kept):
                         parts = [answer.probabilities[index].numpy() for answer in found]
@@ -219,16 +230,16 @@ class Predictor:
                 if doubt is not None:
                     place_some(doubt, [_numpy(answer.uncertainty) for answer in found], affine, axis, start)
                 bar.update(len(cuts))
-        return labels, kept, doubt
+        return labels, combine_slices(drifts) if drifts else None, kept, doubt
 
-    def _at_once(self, volume: Volume) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    def _at_once(self, volume: Volume) -> tuple[np.ndarray, float | None, np.ndarray | None, np.ndarray | None]:
         ((_, answer),) = self._answers([depth_first(volume)])
         classes = answer.probabilities.argmax(0).numpy().astype(self._dtype)
         kept = None
         if self.options.probabilities:
             kept = np.stack([as_stored(part.numpy(), volume.affine) for part in answer.probabilities])
         doubt = None if answer.uncertainty is None else as_stored(answer.uncertainty.numpy(), volume.affine)
-        return as_stored(classes, volume.affine), kept, doubt
+        return as_stored(classes, volume.affine), answer.drift, kept, doubt
 
     def _answers(self, arrays: Sequence[np.ndarray]) -> Iterator[tuple[int, Answer]]:
         """Number and answer of each array, in batches of one size that fit the memory."""
@@ -242,7 +253,16 @@ class Predictor:
                 batch = indices[start : start + step]
                 shapes = [arrays[index].shape[: self.spatial_dims] for index in batch]
                 pixels = torch.stack([inputs[index] for index in batch])
-                yield from zip(batch, answers(self._forwards(), pixels, shapes, self.options), strict=True)
+                yield from zip(batch, self._with_drift(pixels, shapes), strict=True)
+
+    def _with_drift(self, pixels: Tensor, shapes: Sequence[Sequence[int]]) -> list[Answer]:
+        if self.statistics is None:
+            return answers(self._forwards(), pixels, shapes, self.options)
+        meter = DriftMeter(2**self.spatial_dims if self.options.mirrored else 1, len(self.networks))
+        meter.see_pixels(pixels)
+        found = answers(self._forwards(meter), pixels, shapes, self.options, meter)
+        scores = self.statistics.scores(meter.values())
+        return [replace(answer, drift=float(score)) for answer, score in zip(found, scores, strict=True)]
 
     def _input(self, array: np.ndarray) -> Tensor:
         """(C, *S') float32 as in training, where pictures of 8 bits come as PIL images."""
@@ -255,11 +275,13 @@ class Predictor:
         fitting = (_PIXELS_ON_CPU if device.type == "cpu" else _PIXELS_ON_DEVICE) // int(np.prod(size))
         return max(1, min(self.options.batch_size, fitting))
 
-    def _forwards(self) -> list[Forward]:
+    def _forwards(self, meter: DriftMeter | None = None) -> list[Forward]:
+        meters = [meter, None][: len(self.networks)]  # only features of the network that predicts are known
         if self.spatial_dims == 2:
-            return [whole(network) for network in self.networks]
+            return [whole(*pair) for pair in zip(self.networks, meters, strict=True)]
         window = self.options.window or (DEFAULT_WINDOW,) * 3
-        return [in_windows(network, window, self.options.overlap, self._per_pass(window)) for network in self.networks]
+        about = (window, self.options.overlap, self._per_pass(window))
+        return [in_windows(network, *about, own) for network, own in zip(self.networks, meters, strict=True)]
 
     def _finished(
         self,
@@ -267,11 +289,14 @@ class Predictor:
         spacing_mm: tuple[float, ...] | None,
         affine: np.ndarray | None,
         maps: Sequence[np.ndarray | None],
+        drift: float | None,
     ) -> Prediction:
         if self.options.largest_component:
             labels = keep_largest_components(labels, self.structures)
         measurements = measure(labels, self.structures, spacing_mm)
-        return Prediction(labels, self.id2label, self.structures, spacing_mm, affine, measurements, *maps)
+        review = None if drift is None or self.statistics is None else self.statistics.is_strange(drift)
+        about = (self.id2label, self.structures, spacing_mm, affine, measurements)
+        return Prediction(labels, *about, *maps, drift=drift, review=review)
 
 
 def _device(name: str | torch.device | None) -> torch.device:

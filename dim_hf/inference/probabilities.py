@@ -2,12 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from dim_hf.inference.drift_parts import DriftMeter
 from dim_hf.inference.options import PredictionOptions
 from dim_hf.inference.sliding import Forward
 from dim_hf.losses import resize_logits
@@ -20,15 +22,21 @@ class Answer:
     Attributes:
         probabilities: (K, *S) float32, on the CPU.
         uncertainty: (*S) float32 in [0, 1], on the CPU; None where it was not asked for.
+        drift: In [0, 1], see `drift.SiteStatistics.scores`; None where there are no statistics.
     """
 
     probabilities: Tensor
     uncertainty: Tensor | None
+    drift: float | None = None
 
 
 @torch.inference_mode()
 def answers(
-    forwards: Sequence[Forward], pixels: Tensor, shapes: Sequence[Sequence[int]], options: PredictionOptions
+    forwards: Sequence[Forward],
+    pixels: Tensor,
+    shapes: Sequence[Sequence[int]],
+    options: PredictionOptions,
+    meter: DriftMeter | None = None,
 ) -> list[Answer]:
     """Predict a batch.
 
@@ -40,9 +48,13 @@ def answers(
         pixels: (N, C, *S').
         shapes: Size *S of each of the N images.
         options: `flips` and `uncertainty` count.
+        meter: Sees the logits of all passes.
     """
     flips = mirror_axes(pixels.ndim - 2) if options.mirrored else [()]
-    means = [_mean_probabilities(forward, pixels, shapes, flips) for forward in forwards]
+    sees = [partial(meter.see_logits, number) if meter else None for number in range(len(forwards))]
+    means = [
+        _mean_probabilities(forward, pixels, shapes, flips, see) for forward, see in zip(forwards, sees, strict=True)
+    ]
     found = []
     for of_image in zip(*means, strict=True):
         mean, mean_of_entropies = of_image[0]
@@ -66,13 +78,19 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 
 def _mean_probabilities(
-    forward: Forward, pixels: Tensor, shapes: Sequence[Sequence[int]], flips: Sequence[tuple[int, ...]]
+    forward: Forward,
+    pixels: Tensor,
+    shapes: Sequence[Sequence[int]],
+    flips: Sequence[tuple[int, ...]],
+    see: Callable[[Tensor], None] | None,
 ) -> list[tuple[Tensor, Tensor | None]]:
     """For each image the mean of its answers, and the mean of their entropies where there are several."""
     totals: list[Tensor | None] = [None] * len(shapes)
     entropies: list[Tensor | None] = [None] * len(shapes)
     for axes in flips:
         logits = forward(pixels.flip(axes)).flip(axes)
+        if see is not None:
+            see(logits)
         for index, shape in enumerate(shapes):
             scores = resize_logits(logits[index : index + 1], torch.Size(shape))[0].float().softmax(0).cpu()
             total, of_entropies = totals[index], entropies[index]

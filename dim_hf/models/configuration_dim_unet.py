@@ -6,12 +6,14 @@ SPATIAL_DIMS = (2, 3)
 NORMS = ("batch", "instance", "group")
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu")
 UPSAMPLES = ("transpose", "interpolate")
+PLANES = (None, "axial", "coronal", "sagittal", "auto")
 
-_CHOICES: dict[str, tuple[int | str, ...]] = {
+_CHOICES: dict[str, tuple[int | str | None, ...]] = {
     "spatial_dims": SPATIAL_DIMS,
     "norm": NORMS,
     "activation": ACTIVATIONS,
     "upsample": UPSAMPLES,
+    "plane": PLANES,
 }
 
 
@@ -41,6 +43,9 @@ class DimUNetConfig(PreTrainedConfig):
         deep_supervision: Adds a 1x1 head on each coarser decoder level; they count in the loss only. Default False.
         structures: Nested structures to score, each as the exclusive classes it is made of, for example
             {"disc": [1, 2], "cup": [2]}. None: every class but background (0) alone. Default None.
+        plane: Plane of the slices that a 2D network was trained on, in which it goes through volumes: "axial",
+            "coronal", "sagittal", or "auto", across the coarsest axis of each volume. None: not known, or no slices.
+            Default None.
         loss_ignore_index: Label of pixels that count in no loss; not one of the classes. Default 255.
         num_labels: Number of exclusive classes, background included, at least 2. Default 2.
         id2label: Name of each class 0..num_labels-1; wins over `num_labels`.
@@ -65,6 +70,7 @@ class DimUNetConfig(PreTrainedConfig):
     dropout: float = 0.0
     deep_supervision: bool = False
     structures: dict[str, list[int]] | None = None
+    plane: str | None = None
     loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs: object) -> None:

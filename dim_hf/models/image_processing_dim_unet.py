@@ -13,15 +13,11 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-INTENSITIES = ("range", "zscore", "percentile")
+from .intensity_dim_unet import INTENSITIES, default_range, local_contrast, to_unit, zscore
+
 _AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
-# Types whose whole span is the natural scale. Signed and wider integers have none: they must come with a range.
-_DTYPE_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601, the weights of PIL's mode "L"
-# A spread below this share of the largest magnitude is rounding noise of float32, not contrast.
-_FLAT = 1e-6
-_SLACK = 1e-3  # by how much a float image may leave [0, 1]: interpolation overshoots a little
 _UNUSED_STEPS = ("do_rescale", "do_normalize", "do_center_crop", "do_pad")
 
 
@@ -49,8 +45,9 @@ class DimImageProcessor(PilBackend):
     2. Resize, if `size` is given: PIL filters with antialiasing, each axis on its own, also in 3D. Label maps by
        nearest neighbour.
     3. Intensity, for each image and channel: "range" maps [low, high] to [0, 1] and clips; "zscore" gives mean 0 and
-       standard deviation 1; "percentile" maps two percentiles to [0, 1] and clips. A constant image becomes 0 under
-       "zscore" and "percentile".
+       standard deviation 1; "percentile" maps two percentiles to [0, 1] and clips; "local" subtracts the mean of a
+       window about each pixel (half the image or volume along each axis) and divides by the standard deviation in it:
+       uneven light and a camera's colours go, edges stay. A constant image becomes 0 under all but "range".
 
     `pipeline("image-segmentation")` converts what it loads to 8-bit RGB before this class sees it: give 16-bit images
     to the processor itself.
@@ -62,7 +59,7 @@ class DimImageProcessor(PilBackend):
             sequence the axes in order; None keeps the size. Default None.
         do_resize: None means: if `size` is given. Default None.
         resample: PIL filter for images. Default bilinear.
-        intensity: "range", "zscore" or "percentile". Default "range".
+        intensity: "range", "zscore", "percentile" or "local". Default "range".
         intensity_range: (low, high) for "range". Default None: 0..255, 0..65535, 0..1 for 8-bit, 16-bit and boolean
             or float images; other types, and float images outside [0, 1], are refused then.
         percentiles: (low, high) for "percentile", in percent. Default (1.0, 99.0).
@@ -157,15 +154,17 @@ class DimImageProcessor(PilBackend):
             raise ValueError(f"image {index} holds NaN or infinite values; repair it or leave it out.")
         bounds = settings["intensity_range"]
         if settings["intensity"] == "range" and bounds is None:
-            bounds = _default_range(image, index)
+            bounds = default_range(image, index)
         pixels = _to_channels(pixels, settings["num_channels"], index)
         if size is not None:
             pixels = np.stack([_resize(channel, size, settings["resample"]) for channel in pixels])
         if settings["intensity"] == "zscore":
-            return np.stack([_zscore(channel) for channel in pixels])
+            return np.stack([zscore(channel) for channel in pixels])
+        if settings["intensity"] == "local":
+            return local_contrast(pixels)
         if settings["intensity"] == "percentile":
-            return np.stack([_to_unit(pixel, *np.percentile(pixel, settings["percentiles"])) for pixel in pixels])
-        return _to_unit(pixels, *bounds)
+            return np.stack([to_unit(pixel, *np.percentile(pixel, settings["percentiles"])) for pixel in pixels])
+        return to_unit(pixels, *bounds)
 
     def post_process_semantic_segmentation(
         self,
@@ -310,39 +309,6 @@ def _to_channels(pixels: np.ndarray, wanted: int, index: int) -> np.ndarray:
     if len(pixels) == wanted:
         return pixels
     raise ValueError(f"image {index} has {len(pixels)} channels and cannot be turned into num_channels={wanted}.")
-
-
-def _default_range(image: np.ndarray, index: int) -> tuple[float, float]:
-    """The span of the image's type; [0, 1] for floats, which must keep to it."""
-    bounds = _DTYPE_RANGES.get(image.dtype.name)
-    if bounds is None and image.dtype.kind == "f":
-        bounds = (0.0, 1.0)
-        if image.min() < -_SLACK or image.max() > 1 + _SLACK:
-            raise ValueError(
-                f"image {index} is of {image.dtype} with values in [{image.min()}, {image.max()}], not [0, 1]; set "
-                "intensity_range=(low, high), or use intensity='zscore' or 'percentile'."
-            )
-    if bounds is None:
-        raise ValueError(
-            f"image {index} is of {image.dtype}, which has no default range; set intensity_range=(low, high), or use "
-            "intensity='zscore' or 'percentile'."
-        )
-    return bounds
-
-
-def _zscore(pixels: np.ndarray) -> np.ndarray:
-    """Mean 0, standard deviation 1; zeros for a constant channel."""
-    mean, deviation = pixels.mean(dtype=np.float64), pixels.std(dtype=np.float64)
-    if deviation <= _FLAT * np.abs(pixels).max():
-        return np.zeros_like(pixels)
-    return ((pixels - mean) / deviation).astype(np.float32)
-
-
-def _to_unit(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
-    """[low, high] -> [0, 1], clipped; zeros where there is no spread."""
-    if high - low <= _FLAT * max(abs(low), abs(high)):
-        return np.zeros_like(pixels)
-    return np.clip((pixels - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def _resize(pixels: np.ndarray, size: Mapping[str, int], resample: int) -> np.ndarray:

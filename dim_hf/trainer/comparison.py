@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dim_hf.metrics.case_files import read_cases_csv
+from dim_hf.metrics.case_files import read_cases_csv, safe_cell
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.labels import scoring_sentence
 from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, site_table
@@ -174,7 +174,8 @@ def write_summary(outcomes: Sequence[Outcome], path: Path, metrics: Sequence[str
             for setting, row in summarize(outcomes, metric).items():
                 own = [outcome for outcome in outcomes if outcome.setting == setting]
                 about = [len(own), *astuple(cost_of(own, setting)), own[0].images_per_step, _chosen(own)]
-                writer.writerows([setting, domain, metric, *values, *about] for domain, values in row.items())
+                for domain, values in row.items():
+                    writer.writerow([safe_cell(cell) for cell in (setting, domain, metric, *values, *about)])
 
 
 def _caption(outcomes: Sequence[Outcome], metric: str, seeds: Sequence[int]) -> str:

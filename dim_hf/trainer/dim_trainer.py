@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from dim_hf.batch_norm import average_running_statistics, finite_buffers, synchronize_batch_norm
 from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
-from dim_hf.losses import LossTerms, make_pseudo_labels, resize_logits
+from dim_hf.losses import LossTerms, adapt_to_image_shares, class_shares, make_pseudo_labels, resize_logits
 from dim_hf.sharpness import (
     NonFiniteGradientError,
     check_finite_gradient,
@@ -331,7 +332,18 @@ class DimTrainer(TeacherStudentTrainer):
     def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
         with self._teacher_normalisation(), self.accelerator.autocast():
             logits = self.teacher(pixel_values=weak_views.to(self.model.dtype)).logits
-        return make_pseudo_labels(resize_logits(logits, weak_views.shape[2:]), self.args.confidence_threshold)
+        logits = resize_logits(logits, weak_views.shape[2:])
+        strength = self.args.share_adaptation
+        if strength > 0:  # of each image by itself: other micro-batches and processes do not matter
+            logits = adapt_to_image_shares(logits.softmax(dim=1), self._labeled_shares, strength).log()
+        return make_pseudo_labels(logits, self.args.confidence_threshold)
+
+    @cached_property
+    def _labeled_shares(self) -> Tensor:
+        """Class shares (K,) of all labeled images as they are, without views; read once."""
+        labeled = self.train_dataset.labeled
+        label_maps = (torch.as_tensor(labeled[index]["labels"]) for index in range(len(labeled)))
+        return class_shares(label_maps, self.model.config.num_labels)
 
     @contextlib.contextmanager
     def _teacher_normalisation(self) -> Iterator[None]:

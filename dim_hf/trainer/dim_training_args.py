@@ -85,7 +85,10 @@ class DimTrainingArguments(TrainingArguments):
         default=None, metadata={"help": 'α ∉ {0, 1} of f_divergence="alpha"; 0.5 when not given.'}
     )
     divergence_estimator: str = _choice(
-        "regional", ESTIMATORS, "How P and Q are estimated: mean class shares, the same per region, or by a critic."
+        "regional",
+        ESTIMATORS,
+        "How P and Q are estimated: marginal (mean class shares), regional (the same per region), conditional (the "
+        "same per predicted class, blind to class shares that truly differ), or variational (by a critic).",
     )
     divergence_grid_size: int = _number(4, "G ≥ 1, regions along each axis of the `regional` estimator.")
     critic_hidden_size: int = _number(32, "Width of the critic T of the `variational` estimator.")
@@ -121,6 +124,13 @@ class DimTrainingArguments(TrainingArguments):
         "What the teacher normalises by while it makes pseudo-labels: its running statistics or the batch's.",
     )
     confidence_threshold: float = _number(0.95, "τ in [0, 1]: pseudo-labels are kept where max p ≥ τ.")
+    share_adaptation: float = _number(
+        0.0,
+        "Strength in [0, 1] of the correction of pseudo-labels to each image's own shares of the foreground classes, "
+        "found by expectation maximisation (Saerens, Latinne and Decaestecker, Neural Computation 14, 2002); 0: none. "
+        "For two foreground classes or more whose proportions differ between sites; it compounds over the steps and "
+        "may overshoot, so choose it on validation images. The labeled images' shares are read once, at the start.",
+    )
     scored_model: str = _choice("teacher", SCORED_MODELS, "The model that is selected, scored and saved at the root.")
 
     strong_view: str = _choice(
@@ -190,6 +200,7 @@ class DimTrainingArguments(TrainingArguments):
             "ascent_fraction": (0, 1),
             "ema_decay": (0, 1),
             "confidence_threshold": (0, 1),
+            "share_adaptation": (0, 1),
             "cutmix_probability": (0, 1),
             "amplitude_mixing_probability": (0, 1),
         }
@@ -223,7 +234,7 @@ class DimTrainingArguments(TrainingArguments):
         if self.divergence_weight > 0 and self.divergence_estimator == "variational" and divergence.conjugate is None:
             raise ValueError(
                 f"f_divergence={self.f_divergence!r} has no conjugate in closed form: "
-                'use divergence_estimator="regional" or "marginal"'
+                'use divergence_estimator="regional", "marginal" or "conditional"'
             )
         if self.rho > 0 and self.ascent_objective == "divergence" and self.divergence_weight == 0:
             raise ValueError('ascent_objective="divergence" needs divergence_weight > 0 (or set rho to 0)')

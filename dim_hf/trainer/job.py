@@ -19,14 +19,16 @@ from dim_hf.data.checks import find_faults, refuse_faults
 from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
+from dim_hf.data.volumes.slices import plane_in
 from dim_hf.metrics.cases import CaseResult, score_case
-from dim_hf.metrics.report import SiteTable, check_names, site_table
+from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, check_names, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.checkpoints import RESUME_HINT, checkpoints_in, step_of
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, JobTrainingArguments, ModelArguments
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
+from dim_hf.trainer.job_statistics import write_site_statistics
 from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.preflight import run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
@@ -102,14 +104,15 @@ def make_processor(source: Source, data: DataArguments) -> DimImageProcessor:
 
 
 def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
-    """A new U-Net, or the named model with as many classes as the data has."""
+    """A new U-Net, or the named model with as many classes as the data has; its configuration names their plane."""
     about = source.description
+    plane = plane_in(about.notes) if about.spatial_dims == 2 else None
     names = {"id2label": about.id2label, "label2id": {name: index for index, name in about.id2label.items()}}
     if model.model_name_or_path:
         loaded = AutoModelForSemanticSegmentation.from_pretrained(
             model.model_name_or_path, ignore_mismatched_sizes=True, **names
         )
-        loaded.config.structures = about.structures
+        loaded.config.structures, loaded.config.plane = about.structures, plane
         return loaded
     config = DimUNetConfig(
         num_channels=about.num_channels,
@@ -119,6 +122,7 @@ def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
         upsample=model.upsample,
         dropout=model.dropout,
         structures=about.structures,
+        plane=plane,
         **names,
     )
     return DimUNetForSemanticSegmentation(config)
@@ -226,9 +230,11 @@ def _run(job: Job, cache: SampleCache) -> JobResult:
         summary = {
             "training": trainer.training_summary(),
             "cost": _cost(trained.metrics, trainer),
+            "validation": _validation_scores(trainer),
             "split": split.summary(),
             "job": job_as_json(job),
         }
+        write_site_statistics(trainer)
         write_report(result.output_dir, summary, table, cases, trainer.state.log_history)
     return result
 
@@ -247,6 +253,15 @@ _CUTS_OF_A_STEP = (
 )  # fmt: skip
 
 
+def relevant_fields(job: Job) -> dict[str, dict[str, Any]]:
+    """What tells one experiment from another, part by part, as a JSON file would give it back."""
+    parts = json.loads(json.dumps(job_as_json(job), default=str))
+    return {
+        part: {name: value for name, value in fields.items() if not name.startswith(_IRRELEVANT)}
+        for part, fields in parts.items()
+    }
+
+
 def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> None:
     """A run that is there, finished or not, may only stand for the job that is asked for.
 
@@ -261,10 +276,9 @@ def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> No
     if not (folder / JOB_FILE).exists():
         return
     found = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(job_as_json(job), default=str))
-    for part, fields in wanted.items():
+    for part, fields in relevant_fields(job).items():
         for name, value in fields.items():
-            if found[part].get(name) != value and not name.startswith((*_IRRELEVANT, *but)):
+            if found[part].get(name) != value and not name.startswith(but):
                 raise ValueError(
                     f"{folder} was run with {name}={found[part].get(name)!r}, now it is {value!r}: "
                     "choose another --output_dir"
@@ -306,11 +320,25 @@ def score_test_sets(
     return predictions, cases
 
 
+def _validation_scores(trainer: DimTrainer) -> dict[str, float] | None:
+    """Dice of the saved model on the validation images, by structure and their mean; None where there are none."""
+    if not trainer.eval_dataset or trainer.args.select == "test-legacy":
+        return None
+    rows = site_table(score_test_sets(trainer, trainer.eval_dataset)[1]).rows
+    return {row.structure: row.means["dice"] for row in rows if row.domain != MEAN_OF_SITES}
+
+
 def _processor_of(job: Job, source: Source) -> Any:
     if job.model.model_name_or_path:
         processor = AutoImageProcessor.from_pretrained(job.model.model_name_or_path)
         # Ours are 0..K-1 already: ADE20k's processors would take class 0 away and shift the others.
         processor.do_reduce_labels = False
+        trained = getattr(processor, "intensity", None)
+        if job.data.intensity not in (None, trained):
+            raise ValueError(
+                f"intensity is {job.data.intensity!r}, but {job.model.model_name_or_path} has {trained!r}: "
+                "leave it out, or train a new network"
+            )
         processor.size = {"height": job.data.image_size, "width": job.data.image_size}
         return processor
     return make_processor(source, job.data)

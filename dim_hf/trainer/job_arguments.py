@@ -2,7 +2,7 @@
 
 import json
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,9 @@ class DataArguments:
     )
     intensity: str | None = field(
         default=None,
-        metadata={"help": "How intensities are normalised: range, zscore or percentile; the data set's own."},
-    )
+        metadata={"help": "How intensities are normalised: range, zscore, percentile or local (against a window about "
+                  "each pixel: for cameras that differ in light and color); the data set's own."},
+    )  # fmt: skip
     phantom_images_per_domain: int = field(default=60, metadata={"help": "Images of each phantom domain."})
     phantom_seed: int = field(default=0, metadata={"help": "Seed of the phantoms."})
     cache_gigabytes: float = field(
@@ -170,12 +171,17 @@ def parse_job(config: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def job_with(job_words: Sequence[str], **changes: Any) -> Job:
     """Make a job from words, with some fields changed; fields hold what a YAML file would hold."""
-    return _parse([*job_words, *(word for name, value in changes.items() for word in _as_words(name, value))])
+    return _parse([*job_words, *field_words(changes)])
 
 
 def config_words(config: str | Path) -> list[str]:
     """Command-line words that say what a YAML file says."""
-    return [word for name, value in _read_config(Path(config)).items() for word in _as_words(name, value)]
+    return field_words(_read_config(Path(config)))
+
+
+def field_words(values: Mapping[str, Any]) -> list[str]:
+    """Command-line words that say what fields and values, as of a YAML file, say."""
+    return [word for name, value in values.items() for word in _as_words(name, value)]
 
 
 def describe_fields() -> str:

@@ -50,8 +50,10 @@ class StepObjective:
             sizes = (num_labels, args.critic_hidden_size)
             self.critic = CriticTraining(f_divergence, *sizes, args.critic_learning_rate, args.device)
         else:
-            grid_size = 1 if args.divergence_estimator == "marginal" else args.divergence_grid_size
-            self.closed_form = ClosedFormDivergence(f_divergence, grid_size)
+            grid_size = args.divergence_grid_size if args.divergence_estimator == "regional" else 1
+            self.closed_form = ClosedFormDivergence(
+                f_divergence, grid_size, args.divergence_estimator == "conditional"
+            )
 
     def weights(self, step: int, max_steps: int) -> tuple[float, float]:
         """λ_con w(t) and λ_div w(t) at an optimizer step."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dim_hf.divergences import FDivergence, divergence_between_masses, regional_mass
+from dim_hf.divergences import FDivergence, conditional_mass, divergence_between_masses, regional_mass
 from dim_hf.sharpness import RandomState
 from dim_hf.trainer.views import StepInputs
 
@@ -56,15 +56,18 @@ class ClosedFormDivergence:
     Attributes:
         f_divergence: which divergence.
         grid_size: G, regions along each axis; 1 is the `marginal` estimator.
+        conditional: whether the masses are those of the `conditional` estimator, which has no grid.
     """
 
     f_divergence: FDivergence
-    grid_size: int
+    grid_size: int = 1
+    conditional: bool = False
 
     def masses(self, logits: Logits) -> Tensor:
         """Class masses of one micro-batch, (2, cells, classes): labeled, unlabeled."""
-        labeled, unlabeled = logits
-        return torch.stack([regional_mass(labeled, self.grid_size), regional_mass(unlabeled, self.grid_size)])
+        if self.conditional:
+            return torch.stack([conditional_mass(side) for side in logits])
+        return torch.stack([regional_mass(side, self.grid_size) for side in logits])
 
     def value(self, masses: Tensor, rest: Tensor | None = None, parts: int = 1) -> Tensor:
         """D of the whole step, with this micro-batch's part of the gradient.

@@ -75,7 +75,7 @@ def read_nifti_as_stored(source: Path | bytes, max_voxels: int) -> tuple[np.ndar
         ValueError: If the file is damaged or shorter than its header promises, its values are no real numbers, its
             name says wrongly whether it is packed, or NIfTI-2 is given by its content, which `datasets` does not read.
     """
-    header, shape, dtype, affine = _fields(source)
+    header, shape, dtype, affine = nifti_fields(source)
     if isinstance(source, bytes):
         if header.sizeof_hdr != _NIFTI1_BYTES:
             raise ValueError("the file is NIfTI-2, which is read from folders only; convert it to NIfTI-1")
@@ -103,15 +103,23 @@ def write_nifti_file(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
 
 
 def _parsed(path: Path) -> tuple[Any, VolumeHeader]:
-    header, stored, dtype, affine = _fields(path)
+    header, stored, dtype, affine = nifti_fields(path)
     shape = spatial_shape(stored, path)
     check_shape(shape, _ANY, path)
     _check_promise(path, shape, dtype, _offset(header))
     return header, VolumeHeader(shape, check_dtype(dtype, path), check_affine(affine, path))
 
 
-def _fields(source: Path | bytes) -> tuple[Any, tuple[int, ...], np.dtype, np.ndarray]:
-    """The header, and the shape, type and affine (in mm) that it states."""
+def nifti_fields(source: Path | bytes) -> tuple[Any, tuple[int, ...], np.dtype, np.ndarray]:
+    """The header as nibabel has it, and the shape, type and affine (4, 4) in mm that it states; no voxel is read.
+
+    Args:
+        source: A file, packed or not, or its content.
+
+    Raises:
+        PlaceError: If a spacing is 0 and nothing else places the voxels.
+        ValueError: If it is no NIfTI file in one piece, or a field has no meaning.
+    """
     header = _raw_header(source)
     try:
         header.check_fix(logger=_SILENT, error_level=_ERROR_LEVEL)

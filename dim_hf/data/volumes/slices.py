@@ -1,6 +1,6 @@
 """Volumes cut into slices as radiologists view them, and put together again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from dim_hf.data.volumes.header import check_affine, require
 from dim_hf.data.volumes.volume import Volume
 
 PLANES = ("axial", "coronal", "sagittal", "auto")
+_PLANE_NOTE = "volumes cut into slices, plane: "
 _ANISOTROPY = 1.5
 # World axis (0: left-right, 1: posterior-anterior, 2: inferior-superior) across a plane.
 _WORLD_AXES = {"axial": 2, "coronal": 1, "sagittal": 0}
@@ -29,6 +30,36 @@ class Slice:
     slice_index: int
     slice_axis: int
     spacing_mm: tuple[float, float]
+
+
+def plane_note(plane: str) -> str:
+    """What an import notes of the slices that it cut, for `plane_in`."""
+    return f"{_PLANE_NOTE}{plane}"
+
+
+def plane_in(notes: Iterable[str]) -> str | None:
+    """The plane of a data set's slices, by the notes of its imports; None where they state none, or several.
+
+    >>> plane_in(["saml: volumes cut into slices, plane: coronal", "msd: volumes cut into slices, plane: coronal"])
+    'coronal'
+    """
+    stated = {note.partition(_PLANE_NOTE)[2] for note in notes if _PLANE_NOTE in note}
+    return stated.pop() if len(stated) == 1 and stated <= set(PLANES) else None
+
+
+def slice_dtype(array: np.ndarray) -> np.dtype:
+    """Type in which `dim-hf import --slices` stores the slices of a volume: 8 or 16 bits without loss, or float32.
+
+    The image processor scales by the type, so a slice must come in the one that the training saw.
+
+    Args:
+        array: The whole volume, of any real type.
+    """
+    if array.dtype in (np.uint8, np.bool_):
+        return np.dtype(np.uint8)
+    if array.dtype.kind in "iu" and array.size and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max:
+        return np.dtype(np.uint16)
+    return np.dtype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,302 @@
+"""A study: the rows of a table × the labeled domain × the seed, in two stages of training, run as far as is missing.
+
+Stage 1 is supervised and the same for all rows of a labeled domain and seed; stage 2 goes on from its network, and is
+one setting of the method a row. So all rows have had the same steps, images a step and augmentation. A finished run
+leaves one JSON file that holds scores and settings, but no image, no name of a case and no path: such files can be
+published, and `dim_hf.trainer.study_table` makes the table of them.
+"""
+
+import hashlib
+import json
+import math
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dim_hf.metrics.case_files import read_cases_csv
+from dim_hf.metrics.cases import CaseResult
+from dim_hf.metrics.report import ALL_STRUCTURES, site_table
+from dim_hf.trainer.ablations import ABLATIONS
+from dim_hf.trainer.comparison import UPPER_BOUND, setting_job
+from dim_hf.trainer.job import refuse_other_job, relevant_fields, run_job
+from dim_hf.trainer.job_arguments import ALL_LABELED, Job, config_words, field_words, job_with
+from dim_hf.trainer.job_report import RESULTS_FILE
+
+UNADAPTED = "teacher-student-unadapted"
+ROWS = (*ABLATIONS, UNADAPTED, UPPER_BOUND)
+"""The ablations; teacher-student learning without `share_adaptation`; and supervision by the labels of all domains."""
+
+ALL_DOMAINS = "all"
+# Where something lies, on this machine; the data set is known by the hashes of the split.
+_PLACES = ("dataset", "model_name_or_path")
+_SUPERVISED = (*(row for row, off in ABLATIONS.items() if "consistency" in off), UPPER_BOUND)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        name: of the study, in its files.
+        stage1: fields of the supervised stage, as command-line words.
+        stage2: fields of the full method, which goes on from stage 1.
+        labeled_domains: each in turn has the labels.
+        rows: names in `ROWS`, those first that matter most: rows are finished one after the other.
+        seeds: of network, streams and draws; all rows of a seed are finished before the next one.
+        share_adaptation: strengths to choose from, for each labeled domain and seed: the one by which
+            teacher-student learning scores best on validation images, the smaller one of equals.
+    """
+
+    name: str
+    stage1: tuple[str, ...]
+    stage2: tuple[str, ...]
+    labeled_domains: tuple[str, ...]
+    rows: tuple[str, ...]
+    seeds: tuple[int, ...]
+    share_adaptation: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self) -> None:
+        """Refuse what could not run."""
+        unknown = sorted(set(self.rows) - set(ROWS))
+        if unknown:
+            raise ValueError(f"unknown rows {', '.join(unknown)}: choose from {', '.join(ROWS)}")
+        for name in ("labeled_domains", "rows", "seeds", "share_adaptation"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} of the study is empty: give at least one")
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study's YAML file.
+
+    Its `stage1` and `stage2` name a configuration each (`config`, beside the file) and fields that differ from it;
+    `both` has fields of both stages; `labeled_domains`, `rows`, `seeds` and `share_adaptation` are lists.
+
+    Args:
+        path: the file.
+        overrides: words such as `["--dataset", "data/fundus"]`, for both stages.
+
+    Raises:
+        ValueError: for an unreadable file, a missing or unknown key, or what `Study` refuses.
+    """
+    path = Path(path)
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the study {path}: {error}") from error
+    needed, optional = {"stage1", "stage2", "labeled_domains", "rows", "seeds"}, {"both", "share_adaptation"}
+    if not isinstance(said, dict) or not needed <= set(said) <= needed | optional:
+        raise ValueError(f"{path} must have the keys {', '.join(sorted(needed))}, and may have {sorted(optional)}")
+
+    def words(stage: Mapping[str, Any]) -> tuple[str, ...]:
+        fields = {name: value for name, value in {**stage, **said.get("both", {})}.items() if name != "config"}
+        config = config_words(path.parent / stage["config"]) if "config" in stage else []
+        return (*config, *field_words(fields), *overrides)
+
+    lists = {name: tuple(said[name]) for name in ("labeled_domains", "rows", "seeds")}
+    strengths = tuple(sorted(map(float, said.get("share_adaptation", [0.0]))))
+    return Study(path.stem, words(said["stage1"]), words(said["stage2"]), **lists, share_adaptation=strengths)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table with one labeled domain and one seed; the upper bound has the labels of all domains."""
+
+    row: str
+    labeled_domain: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        """Of its JSON file."""
+        return f"{self.labeled_domain}-{self.row}-seed{self.seed}.json"
+
+
+def cells(study: Study) -> Iterator[Cell]:
+    """The cells in the order in which they are run: by seed, then by row, then by labeled domain."""
+    for seed in study.seeds:
+        for row in study.rows:
+            domains = (ALL_DOMAINS,) if row == UPPER_BOUND else study.labeled_domains
+            yield from (Cell(row, domain, seed) for domain in domains)
+
+
+class StudyRunner:
+    """Runs what is missing of a study.
+
+    Args:
+        study: what to run.
+        runs: folder of the runs, which hold images' names, weights and overlays.
+        results: folder of the JSON files.
+        revision: of the code, beside the hash of its files; asked of git when None.
+    """
+
+    def __init__(self, study: Study, runs: Path, results: Path, revision: str | None = None) -> None:
+        self.study, self.runs, self.results = study, runs, results
+        self.code = {"git_revision": revision or git_revision(), "sources_sha256": sources_hash()}
+
+    def run(self) -> Iterator[tuple[Cell, Path]]:
+        """Run each cell that has no file yet, and yield it with its file.
+
+        Raises:
+            ValueError: for any fault in data or arguments, or where a file or a run is of another job.
+        """
+        self.results.mkdir(parents=True, exist_ok=True)
+        for cell in cells(self.study):
+            file = self.results / cell.file_name
+            if not file.exists():
+                text = json.dumps(self._record(cell), indent=1, allow_nan=False)
+                file.write_text(_flat_lists(text) + "\n", encoding="utf-8")
+            yield cell, file
+
+    def _record(self, cell: Cell) -> dict[str, Any]:
+        strength, choice = self._strength(cell)
+        start, first = self._stage1(cell)
+        job = self._stage2_job(cell, strength, start)
+        results, cases = self._finished(job)
+        described = [_described(each) for each in (self._stage1_job(cell), job)]
+        return {
+            "study": self.study.name,
+            "row": cell.row,
+            "labeled_domain": cell.labeled_domain,
+            "seed": cell.seed,
+            "share_adaptation": strength,
+            "share_choice": choice,
+            "selected": results["training"]["selected"],
+            "steps": [each["training"]["max_steps"] for each in (first, results)],
+            "validation": results["validation"],
+            "scores": _scores(cases),
+            "cases": _case_lists(cases),
+            "cost": {"stage1": first["cost"], "stage2": results["cost"]},
+            "split": results["split"],
+            "settings": {"stage1": described[0], "stage2": described[1]},
+            "environment": results["environment"],
+            "code": self.code,
+        }
+
+    def _strength(self, cell: Cell) -> tuple[float | None, dict[str, float] | None]:
+        """The strength of `share_adaptation` for a cell, and the validation Dice it was chosen by."""
+        strengths = self.study.share_adaptation
+        if cell.row in _SUPERVISED:
+            return None, None
+        if cell.row == UNADAPTED:
+            return 0.0, None
+        if len(strengths) == 1:
+            return strengths[0], None
+        start, _ = self._stage1(cell)
+        reference = Cell("teacher-student", cell.labeled_domain, cell.seed)
+        dices = {}
+        for strength in strengths:
+            results, _ = self._finished(self._stage2_job(reference, strength, start))
+            if not results["validation"]:
+                raise ValueError(
+                    "share_adaptation is chosen on validation images: give num_validation, or one strength"
+                )
+            dices[strength] = _mean(results["validation"])
+        best = max(strengths, key=dices.__getitem__)  # the first of equals, and they are sorted
+        return best, {str(strength): dice for strength, dice in dices.items()}
+
+    def _stage1(self, cell: Cell) -> tuple[Path, dict[str, Any]]:
+        job = self._stage1_job(cell)
+        return Path(job.training.output_dir), self._finished(job)[0]
+
+    def _stage1_job(self, cell: Cell) -> Job:
+        folder = self.runs / cell.labeled_domain / "stage1" / f"seed{cell.seed}"
+        changes = {"seed": cell.seed, "output_dir": str(folder), "resume_from_checkpoint": "last"}
+        return job_with([*self.study.stage1, *self._domain_words(cell)], **changes)
+
+    def _stage2_job(self, cell: Cell, strength: float | None, start: Path) -> Job:
+        setting, name = cell.row, cell.row
+        words = [*self.study.stage2, *self._domain_words(cell), "--model_name_or_path", str(start)]
+        if strength is not None:
+            setting = "teacher-student" if cell.row == UNADAPTED else cell.row
+            name = f"{setting}-share{strength:g}"
+            words += ["--share_adaptation", str(strength)]
+        return setting_job(words, setting, cell.seed, self.runs / cell.labeled_domain / name / f"seed{cell.seed}")
+
+    def _domain_words(self, cell: Cell) -> list[str]:
+        if cell.labeled_domain == ALL_DOMAINS:
+            return ["--labeled_domain", self.study.labeled_domains[0], "--num_labeled", str(ALL_LABELED)]
+        return ["--labeled_domain", cell.labeled_domain]
+
+    def _finished(self, job: Job) -> tuple[dict[str, Any], list[CaseResult]]:
+        """What a run left; it is trained, or its training is finished, where that is due."""
+        folder = Path(job.training.output_dir)
+        refuse_other_job(folder, job)
+        if not (folder / RESULTS_FILE).exists():
+            run_job(job)
+        results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+        return results, read_cases_csv(folder / "cases.csv")
+
+
+def _mean(dices: Mapping[str, float]) -> float:
+    return dices.get(ALL_STRUCTURES, next(iter(dices.values())))
+
+
+def _described(job: Job) -> dict[str, Any]:
+    """The fields of a job that are not the defaults, without places."""
+    usual = relevant_fields(job_with([]))
+    return {
+        name: value
+        for part, values in relevant_fields(job).items()
+        for name, value in values.items()
+        if name not in _PLACES and value != usual[part].get(name)
+    }
+
+
+def _defined(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _scores(cases: Sequence[CaseResult]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Domain (or the mean of sites) → structure → means over cases, and how many were missed."""
+    scores: dict[str, dict[str, dict[str, float | None]]] = {}
+    table = site_table(cases)
+    for row in table.rows:
+        means = {name: _defined(row.means[name]) for name in ("dice", "jaccard", "hd95", "assd")}
+        counts = {"cases": row.cases, "missed": row.missed, "undefined": row.undefined}
+        scores.setdefault(row.domain, {})[row.structure] = means | counts
+    return scores
+
+
+def _case_lists(cases: Sequence[CaseResult]) -> dict[str, dict[str, Any]]:
+    """Each domain's scores by case, in the order of the names, which are left out, as are the patients': numbers."""
+    lists: dict[str, dict[str, Any]] = {}
+    for case in sorted(cases, key=lambda case: case.name):
+        own = lists.setdefault(case.domain, {"patients": {}, "scores": {}})
+        own["patients"][case.name] = case.patient or case.name
+        scores = own["scores"].setdefault(case.structure, {"dice": [], "hd95": []})
+        for metric, values in scores.items():
+            values.append(_defined(round(getattr(case, metric), 5)))
+    for own in lists.values():
+        numbers = {patient: number for number, patient in enumerate(dict.fromkeys(own["patients"].values()))}
+        own["patients"] = [numbers[patient] for patient in own["patients"].values()]
+    return lists
+
+
+def _flat_lists(text: str) -> str:
+    """Indented JSON with each innermost list on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda found: "[" + " ".join(found.group()[1:-1].split()) + "]", text)
+
+
+def git_revision() -> str:
+    """The commit of the code, with `-dirty` where files differ from it; "unknown" outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def sources_hash() -> str:
+    """SHA-256 of the package's Python files, which tells codes apart that no commit holds."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package).as_posix()}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
