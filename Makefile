@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both install what they need into .venv.
+# For a newcomer: `make demo`, `make space` and `make test`. All install what they need into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TRANSFORMERS_VERBOSITY ?= error
 export MPLBACKEND ?= Agg
 
-.PHONY: install demo test quality format clean
+.PHONY: install demo space test quality format clean
 
 # The stamp is rebuilt when the requirements change. torch comes first, alone: a build that is at hand or
 # already installed satisfies the packages after it, which would otherwise bring the largest one.
@@ -23,6 +23,9 @@ install: $(VENV)/.installed
 
 demo: install
 	$(BIN)/python examples/demo.py --config examples/configs/demo.yaml $(ARGS)
+
+space: install
+	$(BIN)/dim-hf demo $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest -n auto --dist loadscope $(ARGS)

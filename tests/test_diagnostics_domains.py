@@ -239,15 +239,16 @@ def test_command(tmp_path):
         rows.append(f"only,s{index},i{index}.png,m{index}.png")
     (tmp_path / "manifest.csv").write_text("\n".join(rows) + "\n")
     words = [str(tmp_path / "model"), str(tmp_path / "manifest.csv"), "--output_dir", str(tmp_path / "out")]
-    done = CliRunner().invoke(command, [*words, "--quick", "--no_progress", "--adaptive", "--rho", "0.2"])
+    done = CliRunner().invoke(command, [*words, "--quick", "--no_progress", "--adaptive", "--rho", "0.2", "--json"])
     assert done.exit_code == 0, done.output
-    assert "Worst found" in done.output
+    assert "Worst found" in (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "diagnosis.json", "landscape.png", "sharpness.png", "table.md",
     ]  # fmt: skip
     record = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
     assert record["models"]["model"]["sharpness"]["only"]["adaptive"] is True
     assert record["models"]["model"]["trace"] is None
+    assert json.loads(done.stdout)["models"] == record["models"]
     refused = CliRunner().invoke(command, [*words, "--rho", "-1", "--no_progress"])
     assert refused.exit_code == 1
     assert "rho" in refused.output

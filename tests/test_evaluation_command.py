@@ -97,6 +97,17 @@ def test_two_evaluations_are_compared(run):
     assert done.exit_code == 0, done.output
     assert f"A: {run / 'a'}\nB: {run / 'b'}\n" in done.output
     assert "Distances in pixels; empty masks: worst" in done.output
+    done = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "b"), "--json"])
+    said = json.loads(done.stdout)
+    assert (said["a"]["name"], said["b"]["protocol"], said["metric"]) == (str(run / "a"), "image", "dice")
+    assert {row["difference"]["mean"] for row in said["rows"]} == {0.0}
+    done = CliRunner().invoke(
+        main, [*arguments, "--against", str(run / "a"), "--output_dir", str(run / "c"), "--json"]
+    )
+    said = json.loads(done.stdout)
+    assert said["report"] == str(run / "c" / "report.html")
+    assert said["provenance"]["split"] == "all"
+    assert len(said["comparisons"][str(run / "a")]) == len(said["summary"]["rows"])
     done = CliRunner().invoke(main, [*arguments, "--against", str(run / "a"), "--output_dir", str(run / "c")])
     assert done.exit_code == 0, done.output
     missing = CliRunner().invoke(main, ["evaluate", "--compare", str(run / "a"), str(run / "nowhere")])

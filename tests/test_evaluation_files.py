@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dim_hf.evaluation.files import check_writable, compare_files, read_evaluation
 from dim_hf.metrics.case_files import cell_value, read_about, read_cases_csv, safe_cell, write_cases_csv
-from dim_hf.metrics.report import MEAN_OF_SITES
+from dim_hf.metrics.report import MEAN_OF_SITES, site_table, write_table_csv
 from dim_hf.metrics.summary import summarize
 from dim_hf.metrics.summary_text import write_summary_csv
 from tests.test_summary import result, study
@@ -49,6 +49,16 @@ def test_no_cell_of_a_summary_is_a_formula(tmp_path):
     assert {line["worst_domain"] for line in lines} == {"'=1+1"}
     assert {(line["structure"], line["selected"]) for line in lines} == {("'@cup", "'+last")}
     assert {float(line["mean"]) for line in lines if line["metric"] == "volume_difference"} == {-2.5}
+
+
+def test_no_cell_of_a_table_by_site_is_a_formula(tmp_path):
+    cases = [replace(case, domain="=1+1", structure="@cup", volume_difference=-2.5) for case in study((0.5,), 1)[:1]]
+    write_table_csv(site_table(cases), tmp_path / "sites.csv")
+    with open(tmp_path / "sites.csv", newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["domain"] for line in lines} == {"'=1+1", MEAN_OF_SITES}
+    assert {line["structure"] for line in lines} == {"'@cup"}
+    assert {float(line["dice"]) for line in lines} == {cases[0].dice}
 
 
 def write(folder, cases=None, **about):

@@ -22,7 +22,7 @@ from dim_hf.hub.push import preview_push, push_run
 from dim_hf.hub.run_folder import file_sha256, read_finished_run
 from dim_hf.hub.staging import stage
 from dim_hf.hub.statements import Statements, completed, find_obstacles
-from dim_hf.metrics.report import read_cases_csv
+from dim_hf.metrics.case_files import read_cases_csv, write_cases_csv
 from tests.hub_runs import SAID, change_results, make_run, matches, on_one_width, state_hashes
 
 EXPECTED = Path(__file__).parent / "references" / "model_card.md"
@@ -114,7 +114,7 @@ def test_selection_on_test_images_is_stamped_everywhere(run, tmp_path):
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"**{SELECTED_ON_TEST}**" in card
     assert "TEST images (test-legacy)" in card
-    assert "which were used for nothing else" not in card
+    assert "used for nothing else" not in card
     assert "| testing, and choosing the weights | 8 | 8 |" in card
     assert "| choosing the weights |" not in card
     entries = yaml.safe_load((folder / ".eval_results" / "dim-hf.yaml").read_text(encoding="utf-8"))
@@ -128,7 +128,7 @@ def test_the_card_claims_no_more_than_the_run_did(run):
     change_results(run, {"job": results["job"] | {"training": arguments}, "training": training})
     card = preview_push(run, NAME, SAID).card
     assert "In this run: supervised: the network learned from the outlined images alone." in card
-    assert "the last one: no image had a part in choosing it" in card
+    assert "the last one: no image had a part in choosing the step" in card
     assert "- pseudo-labels of b collapsed" in card
     assert "teacher, the moving average" not in card
     assert "images of one site\nwith outlines.\n" in card
@@ -147,7 +147,8 @@ def test_what_a_run_started_from_is_told_without_its_place(run, tmp_path):
     folder = stage_run(run, tmp_path / "out")
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert (
-        "the last one: no image had a part in choosing it. Training started from another model, which had learned"
+        "the last one: no image had a part in choosing the step. Training started from another model, which had "
+        "learned from 7 labeled images (its weights were chosen on TEST images (test-legacy), so these scores owe"
         in card
     )
     assert f"**{SELECTED_ON_TEST}**" in card
@@ -155,6 +156,38 @@ def test_what_a_run_started_from_is_told_without_its_place(run, tmp_path):
     training = json.loads((folder / "results.json").read_text())["training"]
     assert training["started_from"]["model"] == "(local)"
     assert training["selected"].startswith("last step, started from (local) (best mean_dice on TEST")
+    older = {"model": "/home/me/runs/new", "selected": selected}
+    selected = f"last step, started from {older['model']} ({older['selected']})"
+    change_results(run, {"training": results["training"] | {"selected": selected, "started_from": older}})
+    card = preview_push(run, NAME, SAID).card
+    assert "(its weights: last step, but it goes back to a model chosen on TEST images (test-legacy))" in card
+
+
+def leave_volumes(run, **said):
+    """What `dim-hf evaluate --protocol volume-mm` leaves, of cases that look like volumes."""
+    folder = run / "evaluation-volume-mm"
+    folder.mkdir(exist_ok=True)
+    cases = [replace(case, unit="mm", hd95=7.25) for case in read_cases_csv(run / "cases.csv")]
+    write_cases_csv(cases, folder / "cases.csv", about={"protocol": "volume-mm"})
+    hashes = json.loads((run / "results.json").read_text())["sha256"]
+    (folder / "evaluation.json").write_text(json.dumps({"split": "test", "run_hashes": hashes} | said))
+
+
+def test_results_in_mm_are_shown_where_they_are_of_this_model(run, tmp_path):
+    leave_volumes(run)
+    folder = stage_run(run, tmp_path / "out")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "HD95 (mm)" in card
+    assert "7.25" in card
+    assert "The first table is in pixels" in card
+    assert {case.unit for case in read_cases_csv(folder / "cases-volume-mm.csv")} == {"mm"}
+    names = {case.name for case in read_cases_csv(run / "cases.csv")}
+    assert not any(name in (folder / "cases-volume-mm.csv").read_text(encoding="utf-8") for name in names)
+    for other in ({"run_hashes": {"model.safetensors": "0"}}, {"split": "train"}, {"run_hashes": None}):
+        leave_volumes(run, **other)
+        preview = preview_push(run, NAME, SAID)
+        assert "HD95 (mm)" not in preview.card
+        assert not any("volume-mm" in path for path in preview.sizes)
 
 
 def test_labels_of_several_sites_have_no_gap(run):
@@ -366,7 +399,7 @@ def test_a_name_of_a_data_set_is_checked(run):
 
 
 def test_a_push_needs_a_token(finished, monkeypatch):
-    monkeypatch.setattr("dim_hf.hub.push.get_token", lambda: None)
+    monkeypatch.setattr("dim_hf.data.hub.commit.get_token", lambda: None)
     with pytest.raises(ValueError, match="cannot be pushed without a token: run `hf auth login`"):
         push_run(finished, NAME, SAID)
 
@@ -380,6 +413,9 @@ def test_the_command_shows_what_it_would_publish(finished):
     assert result.exit_code == 0, result.output
     assert "license: mit" in result.stdout
     assert "model.safetensors" in result.stderr
+    said = json.loads(CliRunner().invoke(main, [*words, "--dry-run", "--json"]).stdout)
+    assert said["card"].strip() == result.stdout.strip()
+    assert said["files"]["model.safetensors"] == (finished / "model.safetensors").stat().st_size
     assert get_token() not in result.output if get_token() else True
 
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow  # a minute in all: each process imports torch
 WITHOUT = Path(__file__).with_name("run_without_dim_hf.py")
 FILES = {
     ".eval_results/dim-hf.yaml", ".gitattributes", "README.md", "cases.csv", "config.json",
-    "configuration_dim_unet.py", "figures/curves.png", "figures/sites.png", "image_processing_dim_unet.py", "job.json",
-    "loss_dim_unet.py", "model.safetensors", "modeling_dim_unet.py", "preprocessor_config.json", "results.json",
-    "summary.csv",
+    "configuration_dim_unet.py", "figures/curves.png", "figures/sites.png", "image_processing_dim_unet.py",
+    "intensity_dim_unet.py", "job.json", "loss_dim_unet.py", "model.safetensors", "modeling_dim_unet.py",
+    "preprocessor_config.json", "results.json", "summary.csv",
 }  # fmt: skip
 
 

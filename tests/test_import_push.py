@@ -17,7 +17,7 @@ from tests.test_import import write_site
     ],
 )
 def test_what_keeps_a_data_set_from_being_pushed_is_said_before_the_work(tmp_path, monkeypatch, options, words):
-    monkeypatch.setattr("dim_hf.data.hub.push.get_token", lambda: None)
+    monkeypatch.setattr("dim_hf.data.hub.commit.get_token", lambda: None)
     monkeypatch.setattr("dim_hf.data.importers.importing.write_case", None)
     source = write_site(tmp_path / "src", "a")
     arguments = ["import", "folders", str(source), str(tmp_path / "out"), "--no-progress", "--push-to-hub", "me/data"]

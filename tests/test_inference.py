@@ -158,6 +158,8 @@ def test_measurements_are_those_of_a_ruler():
     assert measure(labels, STRUCTURES, None)[-1] == Measurement("cup", CUP_TO_DISC, 0.25, "", 6)
     assert measure(labels, STRUCTURES, None)[0] == Measurement("disc", "area", 32.0, "px", 32)
     assert [found.quantity for found in measure(np.zeros((4, 4), np.uint8), STRUCTURES, None)] == ["area", "area"]
+    labels[9, 9] = 2  # a speck: the ratio is that of the largest parts, as in the report of an evaluation
+    assert measure(labels, STRUCTURES, None)[-1].value == 0.25
     volume = np.ones((10, 10, 10), np.uint8)
     assert measure(volume, {"gland": [1]}, (1.0, 2.0, 5.0)) == (Measurement("gland", "volume", 10.0, "ml", 1000),)
 
@@ -254,6 +256,20 @@ def test_the_plane_of_the_training_is_taken_where_it_is_recorded(tmp_path):
     assert find_plane(str(tmp_path), config) == "coronal"
     (tmp_path / "results.json").write_text("[1")
     assert find_plane(str(tmp_path), config) is None
+
+
+def test_a_model_takes_its_plane_along_wherever_it_goes(tmp_path):
+    tiny_model(plane="sagittal").save_pretrained(tmp_path / "pushed")
+    processor().save_pretrained(tmp_path / "pushed")
+    loaded = Predictor.from_pretrained(tmp_path / "pushed", device="cpu")
+    assert loaded.plane == "sagittal"
+    assert Predictor.from_pretrained(tmp_path / "pushed", device="cpu", plane="axial").plane == "axial"
+    volume = Volume(scan(np.random.default_rng(0), (6, 16, 16)), np.eye(4))
+    axial = Predictor.from_pretrained(tmp_path / "pushed", device="cpu", plane="axial", probabilities=True)(volume)
+    named = Predictor.from_pretrained(tmp_path / "pushed", device="cpu", plane="sagittal", probabilities=True)(volume)
+    own = Predictor.from_pretrained(tmp_path / "pushed", device="cpu", probabilities=True)(volume)
+    assert np.array_equal(own.probabilities, named.probabilities)
+    assert not np.array_equal(own.probabilities, axial.probabilities)
 
 
 def test_volumes_of_several_windows_need_monai(monkeypatch):

@@ -14,10 +14,10 @@ from scipy.spatial.transform import Rotation
 from dim_hf.data.importers.importing import ImportJob, import_dataset
 from dim_hf.data.importers.writer import WriteOptions
 from dim_hf.data.sources import load_source
-from dim_hf.data.volumes.slices import cut_slices, slice_axis
+from dim_hf.data.volumes.slices import cut_slices, slice_axis, slice_dtype
 from dim_hf.data.volumes.volume import Volume, canonical, read_volume, same_grid, write_nifti
 from dim_hf.inference.folder_prediction import predict_folder
-from dim_hf.inference.geometry import as_stored, cut_some, depth_first, place_some, slice_dtype
+from dim_hf.inference.geometry import as_stored, cut_some, depth_first, place_some
 from tests.inference_samples import bands, predictor, scan
 from tests.test_data_volume_dicom import truth, write_series
 

@@ -2,17 +2,20 @@
 
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from dim_hf.data.description import DatasetDescription
 from dim_hf.data.importers.importing import ImportJob, import_dataset
 from dim_hf.data.importers.writer import WriteOptions
 from dim_hf.data.volumes.volume import Volume, write_nifti
-from dim_hf.trainer.job import make_trainer, run_job
-from dim_hf.trainer.job_arguments import parse_job
+from dim_hf.trainer.job import make_model, make_trainer, run_job
+from dim_hf.trainer.job_arguments import ModelArguments, parse_job
 from tests.test_job import write_config, write_site
 
 
@@ -115,3 +118,15 @@ def test_balanced_domains_have_equal_shares(tmp_path):
 def test_a_dataset_that_is_nowhere_is_named(tmp_path):
     with pytest.raises(ValueError, match="neither a manifest"):
         make_trainer(parse_job(write_config(tmp_path), ["--dataset", str(Path("no") / "such" / "folder")]))
+
+
+def test_a_model_knows_the_plane_of_the_slices_that_it_learns_from(tmp_path):
+    about = DatasetDescription({0: "background", 1: "gland"}, {"gland": [1]}, num_channels=1)
+    cut = replace(about, notes=["saml: volumes cut into slices, plane: sagittal"])
+    mixed = replace(about, notes=[*cut.notes, "msd: volumes cut into slices, plane: axial"])
+    new = ModelArguments(hidden_sizes=[4, 8])
+    planes = [make_model(SimpleNamespace(description=one), new).config.plane for one in (about, cut, mixed)]
+    assert planes == [None, "sagittal", None]
+    make_model(SimpleNamespace(description=about), new).save_pretrained(tmp_path)
+    going_on = ModelArguments(model_name_or_path=str(tmp_path))
+    assert make_model(SimpleNamespace(description=cut), going_on).config.plane == "sagittal"

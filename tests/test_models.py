@@ -45,6 +45,7 @@ PACKAGE_ROOT = Path(modeling_dim_unet.__file__).parents[2]
         ({"num_labels": -3}, "num_labels", "at least 2"),
         ({"id2label": {0: "background", 2: "cup"}}, "id2label", "0..1"),
         ({"loss_ignore_index": 1}, "loss_ignore_index", "0..1"),
+        ({"plane": "oblique"}, "plane", "'axial', 'coronal', 'sagittal', 'auto'"),
         ({"structures": {"cup": [2]}}, "structures['cup']", "0..1"),
         ({"structures": {"cup": []}}, "structures['cup']", "0..1"),
         ({"structures": {}}, "structures", "None"),

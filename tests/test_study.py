@@ -96,7 +96,7 @@ def test_all_of_a_seed_comes_before_the_next_one():
     assert order[3:] == [(4, *rest) for _, *rest in order[:3]]
 
 
-@pytest.mark.parametrize("name", ["study-fundus", "study-fundus-64"])
+@pytest.mark.parametrize("name", ["study-fundus", "study-fundus-64", "study-nuclei"])
 def test_shipped_studies_parse(name):
     study = load_study(f"examples/configs/{name}.yaml")
     for words in (study.stage1, study.stage2):
@@ -204,6 +204,11 @@ def test_complete_cells_are_passed_over_and_other_jobs_refused(finished):
     again = StudyRunner(load_study(folder / "tiny.yaml"), folder / "runs", folder / "results", "def")
     assert [file for _, file in again.run()] == files
     assert {file: file.stat().st_mtime_ns for file in files} == before
+    changed = StudyRunner(
+        load_study(folder / "tiny.yaml", ["--optim", "sgd"]), folder / "runs", folder / "results", ""
+    )
+    with pytest.raises(ValueError, match=r"supervised-seed0\.json was made with other optim"):
+        list(changed.run())
     files[0].unlink()  # as if it had been interrupted after the training
     assert [file for _, file in again.run()] == files
     assert json.loads(files[0].read_text())["code"]["git_revision"] == "def"

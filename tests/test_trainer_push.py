@@ -17,8 +17,10 @@ def test_the_trainer_ends_in_the_same_push(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "results.json").read_text())["sha256"] == run_hashes(tmp_path / "run")
     sent = []
     monkeypatch.setattr(
-        "dim_hf.hub.push._commit", lambda api, name, folder, private: sent.append((name, private)) or "url"
+        "dim_hf.hub.push.commit_folder",
+        lambda api, target, *_: sent.append((target.repo_id, target.private)) or "url",
     )
+    monkeypatch.setattr("dim_hf.hub.push.remote_state", lambda *_: None)
     with pytest.raises(ValueError, match=r"1\. the licence of the weights is missing"):
         result.trainer.push_to_hub("org/seg")
     assert result.trainer.push_to_hub("org/seg", private=True, token="hf_x", **asdict(SAID)) == "url"

@@ -13,6 +13,9 @@ COMMANDS = {
     "predict": ("predict", "Masks for images, volumes and DICOM series, on their own grids."),
     "diagnose": ("diagnose", "Sharpness, divergence between domains, loss landscape."),
     "push": ("push", "Publish a finished run as a model on the Hub."),
+    "demo": ("demo", "The models in a browser, on this machine."),
+    "export": ("export", "Write a model as an ONNX or torch.export graph."),
+    "completion": ("completion", "Complete commands and options in bash, zsh or fish."),
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from dim_hf.cli.completion import complete_path
 from dim_hf.cli.errors import user_errors
 from dim_hf.data.texts import printable
 
@@ -13,7 +14,7 @@ from dim_hf.data.texts import printable
     epilog="Exit codes: 0 nothing worse than a note, 3 warnings, 4 errors; 1 the data set cannot be found or read at "
     "all, 2 wrong options.\n\nExample: dim-hf doctor data/fundus --html report.html"
 )
-@click.argument("dataset")
+@click.argument("dataset", shell_complete=complete_path)
 @click.option("--class-names", help="Names of the classes 0..K-1, with commas, where the data state none.")
 @click.option("--patient-pattern", help="Regular expression with one group that finds the patient in a file's stem.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write a report that opens offline.")

@@ -6,19 +6,22 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from dim_hf.cli.completion import complete_path
 from dim_hf.cli.errors import user_errors
+from dim_hf.cli.json_text import echo_json
 from dim_hf.cli.spelling import BOTH_SPELLINGS
 
 
 @click.command(
     context_settings=BOTH_SPELLINGS,
-    epilog="\b\nExamples:\n"
+    epilog="Exit codes: 0 scored or compared, 1 model or data cannot be read or scored alike, 2 wrong options."
+    "\n\n\b\nExamples:\n"
     "  dim-hf evaluate runs/dim data/fundus\n"
     "  dim-hf evaluate runs/dim data/prostate --protocol volume-mm --tolerance-mm 2\n"
     "  dim-hf evaluate --compare runs/dim/evaluation-image runs/supervised/evaluation-image",
 )
-@click.argument("model", required=False)
-@click.argument("dataset", required=False)
+@click.argument("model", required=False, shell_complete=complete_path)
+@click.argument("dataset", required=False, shell_complete=complete_path)
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -49,9 +52,16 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
     "--against",
     multiple=True,
     metavar="FOLDER",
+    shell_complete=complete_path,
     help="Evaluation of another model on the same images (or its cases.csv) to compare with; may be repeated.",
 )
-@click.option("--compare", nargs=2, metavar="A B", help="Compare two evaluations, A minus B; no MODEL needed.")
+@click.option(
+    "--compare",
+    nargs=2,
+    metavar="A B",
+    shell_complete=complete_path,
+    help="Compare two evaluations, A minus B; no MODEL needed.",
+)
 @click.option(
     "--metric",
     default="dice",
@@ -62,6 +72,7 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images of a forward pass."
 )
 @click.option("--revision", help="Commit, branch or tag of a model of the Hub.")
+@click.option("--json", "as_json", is_flag=True, help="Print scores and comparisons as one JSON object.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 def command(
     model: str | None, dataset: str | None, compare: tuple[str, str] | None, metric: str, **options: Any
@@ -74,10 +85,13 @@ def command(
     """
     if compare:
         _refuse_beside_compare()
-        from dim_hf.evaluation.files import compare_files
+        from dim_hf.evaluation.files import compare_files, compare_files_for_programs
 
         with user_errors():
-            click.echo(compare_files(*compare, metric, style="text"))
+            if options["as_json"]:
+                echo_json(compare_files_for_programs(*compare, metric))
+            else:
+                click.echo(compare_files(*compare, metric, style="text"))
         return
     if model is None or dataset is None:
         raise click.UsageError("name MODEL and DATASET, or --compare two evaluations")
@@ -96,7 +110,7 @@ def _named() -> set[str]:
 
 
 def _refuse_beside_compare() -> None:
-    useless = sorted(_named() - {"compare", "metric"})
+    useless = sorted(_named() - {"compare", "metric", "as_json"})
     if useless:
         shown = ", ".join(
             name.upper() if name in ("model", "dataset") else f"--{name.replace('_', '-')}" for name in useless
@@ -115,19 +129,22 @@ def _evaluate(
     against: tuple[str, ...],
     batch_size: int,
     revision: str | None,
+    as_json: bool,
     no_progress: bool,
 ) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from dim_hf.evaluation import files
     from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
-    from dim_hf.evaluation.loading import load_model, load_source_for
+    from dim_hf.evaluation.loading import load_source_for
     from dim_hf.evaluation.prediction import process_state
     from dim_hf.evaluation.runs import provenance_of, read_run, rows_to_score
+    from dim_hf.inference.drift_file import find_statistics
+    from dim_hf.inference.loading import load_network
 
     disable_progress_bar()  # of loading weights
     run = read_run(model)
-    network, processor = load_model(model, revision=revision)
+    network, processor = load_network(model, revision)
     source = load_source_for(network, dataset, run)
     rows = rows_to_score(source.rows, split, run)
     others = {name: files.read_evaluation(name) for name in against}
@@ -143,12 +160,19 @@ def _evaluate(
         source.description,
         provenance_of(model, dataset, protocol, split, run, rows=source.rows, scored=rows),
         EvaluationOptions(protocol, tolerance_mm, batch_size, progress=not no_progress),
+        statistics=find_statistics(model, revision),
     )
     if not process_state().is_main_process:
         return
     compared = files.compare_with(result, others)
+    report = files.write_evaluation(result, folder, compared=compared)
+    if as_json:
+        comparisons = {name: files.comparison_rows(one.found) for name, one in compared.items()}
+        values = {"provenance": result.provenance, "summary": result.summary, "comparisons": comparisons}
+        echo_json({"folder": folder, "report": report, **values})
+        return
     click.echo(files.format_result(result, "text", compared=compared))
-    click.echo(f"\nReport: {files.write_evaluation(result, folder, compared=compared)}")
+    click.echo(f"\nReport: {report}")
 
 
 def _folder_name(protocol: str, split: str) -> str:

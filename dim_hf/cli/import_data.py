@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dim_hf.cli.completion import complete_layout
 from dim_hf.cli.errors import user_errors
+from dim_hf.cli.json_text import echo_json
 from dim_hf.data.texts import printable
 
 if TYPE_CHECKING:
@@ -25,6 +27,11 @@ class _LayoutHelp(click.Command):
 
         with formatter.section("Layouts"):
             formatter.write_dl([(layout.name, layout.tree) for layout in LAYOUTS.values()])
+        formatter.write_paragraph()
+        formatter.write_text(
+            "Exit codes: 0 imported (and pushed), 1 the source cannot be read, and no manifest is written, or the "
+            "push failed, 2 wrong options."
+        )
         with formatter.section("Examples"):
             for line in (
                 "dim-hf import drishti-gs1 downloads/Drishti-GS1 data/fundus",
@@ -58,7 +65,7 @@ def _whole_numbers(ctx: click.Context, parameter: click.Parameter, value: str | 
 
 
 @click.command(cls=_LayoutHelp)
-@click.argument("layout")
+@click.argument("layout", shell_complete=complete_layout)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--append", is_flag=True, help="Add the domains to the manifest that is in OUT.")
@@ -115,6 +122,7 @@ def _whole_numbers(ctx: click.Context, parameter: click.Parameter, value: str | 
 @click.option("--origin", help="Where the data come from: names, addresses, citations.")
 @click.option("--push-to-hub", metavar="ORG/NAME", help="Publish the data set there afterwards.")
 @click.option("--private", is_flag=True, help="Publish it for yourself only.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was imported as one JSON object.")
 @click.option("--no-progress", is_flag=True, help="Show no progress bar.")
 def command(
     layout: str,
@@ -122,6 +130,7 @@ def command(
     target: Path,
     push_to_hub: str | None,
     private: bool,
+    as_json: bool,
     no_progress: bool,
     **options: Any,
 ) -> None:
@@ -137,12 +146,19 @@ def command(
         check = _push_check(push_to_hub) if push_to_hub else None
         manifest = import_dataset(_job(layout, source, target, options), progress=not no_progress, check=check)
         loaded = load_source(str(manifest))
-        click.echo(_counts(loaded.rows))
-        click.echo(printable(f"\n{manifest}\nNext: dim-hf doctor {target}", keep="\n"))
+        counts = _counts(loaded.rows)
+        if not as_json:
+            click.echo("\n".join(_sentence(domain, parts) for domain, parts in counts.items()))
+            click.echo(printable(f"\n{manifest}\nNext: dim-hf doctor {target}", keep="\n"))
+        address = None
         if push_to_hub:
             from dim_hf.data.hub.push import publish
 
-            click.echo(publish(loaded.rows, loaded.description, push_to_hub, private=private))
+            address = publish(loaded.rows, loaded.description, push_to_hub, private=private)
+            if not as_json:
+                click.echo(address)
+        if as_json:
+            echo_json({"manifest": manifest, "domains": counts, "address": address})
 
 
 def _push_check(repo_id: str) -> Callable[["DatasetDescription"], None]:
@@ -175,7 +191,7 @@ def _job(layout: str, source: Path, target: Path, options: dict[str, Any]) -> "I
     )
 
 
-def _counts(rows: Any) -> str:
+def _counts(rows: Any) -> dict[str, dict[str, int]]:
     """Images of each domain by split, and how many have a label map."""
     from collections import Counter
 
@@ -185,9 +201,13 @@ def _counts(rows: Any) -> str:
     domains, splits = rows["domain"], rows["split"]
     counts = Counter(zip(domains, splits, strict=True))
     present = Counter(domain for domain, has_label in zip(domains, labeled, strict=True) if has_label)
-    lines = []
-    for domain in dict.fromkeys(domains):
-        parts = [f"{counts[domain, split]} {split or 'undecided'}" for split in ("train", "validation", "test", "")]
-        shown = ", ".join(part for part in parts if not part.startswith("0 "))
-        lines.append(f"{printable(domain)}: {shown}; {present[domain]} with a label map")
-    return "\n".join(lines)
+    names = {"train": "train", "validation": "validation", "test": "test", "": "undecided"}
+    return {
+        domain: {names[split]: counts[domain, split] for split in names} | {"labeled": present[domain]}
+        for domain in dict.fromkeys(domains)
+    }
+
+
+def _sentence(domain: str, counts: dict[str, int]) -> str:
+    shown = ", ".join(f"{count} {part}" for part, count in counts.items() if count and part != "labeled")
+    return f"{printable(domain)}: {shown}; {counts['labeled']} with a label map"

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dim_hf.cli.completion import complete_path
 from dim_hf.cli.errors import user_errors
 from dim_hf.cli.spelling import BOTH_SPELLINGS
 from dim_hf.data.texts import numbered, printable
@@ -19,8 +20,8 @@ from dim_hf.data.texts import numbered, printable
     "  dim-hf predict runs/prostate case.nii.gz masks/ --flips --uncertainty flips\n"
     "  dim-hf predict org/name data/manifest.csv masks/ --revision 1a2b3c --json",
 )
-@click.argument("model")
-@click.argument("source", metavar="INPUT")
+@click.argument("model", shell_complete=complete_path)
+@click.argument("source", metavar="INPUT", shell_complete=complete_path)
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--plane",
@@ -96,6 +97,12 @@ def command(
             f"{summary.predicted} predicted, {summary.skipped} skipped (complete), {len(summary.failed)} failed, in "
             f"{summary.seconds:.1f} s: {printable(output)}"
         )
+        if summary.flagged is not None and summary.false_alarm_rate is not None:
+            click.echo(
+                f"{len(summary.flagged)} of {summary.predicted + summary.skipped} to review: unlike the images of the "
+                f"sites that the model saw (of these, at most {summary.false_alarm_rate:.1%} would be flagged)"
+                + (f":\n{numbered(summary.flagged)}" if summary.flagged else "")
+            )
         if summary.failed:
             said = numbered([printable(sentence) for _, sentence in summary.failed])
             click.echo(f"\nNot predicted (all of them in predictions.json):\n{said}", err=True)

@@ -3,17 +3,21 @@
 import click
 
 from dim_hf.cli.errors import user_errors
+from dim_hf.cli.json_text import echo_json
 
 
 @click.command(
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-    epilog="Example: dim-hf train --config examples/configs/demo.yaml --max_steps 200 --rho 0.02",
+    epilog="Exit codes: 0 trained, 1 wrong data or arguments, or a dry run that does not fit, 2 wrong options, 143 "
+    "ended by SIGTERM with a checkpoint. For programs: --dry_run --json, and results.json of the run.\n\n"
+    "Example: dim-hf train --config examples/configs/demo.yaml --max_steps 200 --rho 0.02",
 )
 @click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file of fields and values.")
 @click.option("--fields", is_flag=True, help="List every field with its default and leave.")
 @click.option("--dry_run", is_flag=True, help="Take a few steps, print what the run will take, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report of a dry run as one JSON object.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def command(config: str | None, fields: bool, dry_run: bool, overrides: tuple[str, ...]) -> None:
+def command(config: str | None, fields: bool, dry_run: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
     """Train a model; any field of the configuration can follow as `--field value`.
 
     SIGTERM (what schedulers send before they kill) ends the run after its step with a checkpoint and exit code 143;
@@ -31,7 +35,10 @@ def command(config: str | None, fields: bool, dry_run: bool, overrides: tuple[st
         if dry_run:
             report = dry_run_job(job)
             if job.training.process_index == 0:
-                click.echo(report)
+                if as_json:
+                    echo_json(vars(report) | {"fits": report.fits, "hours": report.hours})
+                else:
+                    click.echo(report)
             raise SystemExit(0 if report.fits else 1)
         result = run_job(job)
     if result.trainer.is_world_process_zero():

@@ -1,9 +1,10 @@
 """Evaluates a model on the test images of a data set: every image once, whatever the number of processes."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from dim_hf.data.description import DatasetDescription
 from dim_hf.data.rows import is_present
-from dim_hf.evaluation.prediction import predict_rows, process_state, shares_of
+from dim_hf.evaluation.prediction import PredictedCase, predict_rows, process_state, shares_of
 from dim_hf.evaluation.protocols import Protocol, get_protocol
-from dim_hf.evaluation.result import EvaluationResult, Provenance
+from dim_hf.evaluation.result import Drift, EvaluationResult, Provenance
 from dim_hf.evaluation.scoring import Scores, score_predictions, scoring_groups
+from dim_hf.inference.drift import SiteStatistics
 from dim_hf.metrics.report import check_names
 from dim_hf.metrics.summary import summarize
 
@@ -47,6 +49,7 @@ def evaluate_model(
     options: EvaluationOptions = EvaluationOptions(),
     *,
     autocast: Callable[[], Any] = nullcontext,
+    statistics: SiteStatistics | None = None,
 ) -> EvaluationResult:
     """Predict and score rows with masks; those without are left out, and counted in the provenance.
 
@@ -60,6 +63,7 @@ def evaluate_model(
         provenance: Where model and rows come from, for the report.
         options: How.
         autocast: Context of the forward pass.
+        statistics: Of the sites that the model saw: how unlike them each case is, and how well that finds bad ones.
 
     Raises:
         ValueError: If no row has a mask, the model has another number of classes, or the rows do not fit the protocol.
@@ -72,7 +76,8 @@ def evaluate_model(
         raise ValueError("no image has a mask to be scored by; add masks, or use the model to predict")
     left_out = Counter(domain for domain, present in zip(rows["domain"], has_mask, strict=True) if not present)
     rows = rows.select(has_mask.nonzero()[0])
-    scores = _of_all_processes(model, processor, rows, protocol, description.structures, options, autocast)
+    predict = partial(predict_rows, model, processor, rows, autocast=autocast, statistics=statistics)
+    scores = _of_all_processes(predict, rows, protocol, description.structures, options)
     order = {name: place for place, name in enumerate(dict.fromkeys(rows["domain"]))}
     cases = sorted(scores.cases, key=lambda case: (order[case.domain], case.name))
     return EvaluationResult(
@@ -86,32 +91,37 @@ def evaluate_model(
         id2label=description.id2label,
         structures=description.structures,
         spatial_dims=3 if protocol.volumes else description.spatial_dims,
+        drift=None if statistics is None else _drift(statistics, scores),
+    )
+
+
+def _drift(statistics: SiteStatistics, scores: Scores) -> Drift:
+    return Drift(
+        scores.drifts,
+        statistics.threshold,
+        statistics.false_alarm_rate,
+        tuple(statistics.sites),
+        f"{statistics.images} {statistics.calibrated_on}",
     )
 
 
 def _of_all_processes(
-    model: nn.Module,
-    processor: Callable[..., dict[str, Tensor]],
+    predict: Callable[..., Iterator[PredictedCase]],
     rows: datasets.Dataset,
     protocol: Protocol,
     structures: Mapping[str, list[int]],
     options: EvaluationOptions,
-    autocast: Callable[[], Any],
 ) -> Scores:
     from accelerate.utils import gather_object
 
     state = process_state()
     groups = scoring_groups(rows, protocol)
     own = [groups[number] for number in shares_of(len(groups), state.process_index, state.num_processes)]
-    predictions = predict_rows(
-        model,
-        processor,
-        rows,
+    predictions = predict(
         native=protocol.native,
         indices=[index for group in own for index in group],
         batch_size=options.batch_size,
         progress=options.progress and state.is_main_process,
-        autocast=autocast,
     )
     scores = score_predictions(predictions, own, rows, protocol, structures, options.tolerance_mm)
     return sum(gather_object([scores]), start=Scores()) if state.num_processes > 1 else scores

@@ -7,9 +7,11 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dim_hf.data.texts import printable
 from dim_hf.evaluation.background import background, heading
+from dim_hf.evaluation.drift_report import drift_facts, format_drift
 from dim_hf.evaluation.html_report import write_html_report
 from dim_hf.evaluation.result import SELECTED_ON_TEST, EvaluationResult
 from dim_hf.evaluation.runs import RESULTS_FILE, is_chosen_on_test
@@ -106,16 +108,28 @@ def write_evaluation(
     folder, source, compared = Path(folder), result.provenance, compared or {}
     folder.mkdir(parents=True, exist_ok=True)
     about = {"split": source.split or "", "selected": source.selection}
-    write_cases_csv(result.cases, folder / CASES_FILE, about={"protocol": source.protocol} | about)
+    about_cases = {"protocol": source.protocol} | about
+    write_cases_csv(result.cases, folder / CASES_FILE, about=about_cases, more=_drift_columns(result))
     write_summary_csv(result.summary, folder / "summary.csv", about=about)
     (folder / "table.md").write_text(f"{format_result(result, compared=compared)}\n", encoding="utf-8")
-    (folder / PROVENANCE_FILE).write_text(json.dumps(asdict(source), indent=2) + "\n", encoding="utf-8")
+    facts = asdict(source) | ({"drift": drift_facts(result)} if result.drift else {})
+    (folder / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return write_html_report(
         result,
         folder / "report.html",
         comparisons={name: one.found for name, one in compared.items()},
         remarks={name: one.stamps for name, one in compared.items()},
     )
+
+
+def _drift_columns(result: EvaluationResult) -> dict[str, list[object]]:
+    """Score and flag of each row's case; no columns without statistics of the seen sites."""
+    drift = result.drift
+    if drift is None:
+        return {}
+    scores = [drift.scores.get((case.domain, case.name)) for case in result.cases]
+    flags = ["" if score is None else score >= drift.threshold for score in scores]
+    return {"drift_score": ["" if score is None else score for score in scores], "review": flags}
 
 
 def format_result(
@@ -135,6 +149,7 @@ def format_result(
         f"{'# ' * (style == 'markdown')}{printable(heading(source))}",
         format_summary(result.summary, style),
         _wrapped(printable(" ".join(facts)), style),
+        *[_wrapped(part, style) if "\n" not in part else part for part in format_drift(result, style)],
     ]
     for name, one in (compared or {}).items():
         text.append(format_comparison_of_cases(one.found, names=("this", name), table=result.summary, style=style))
@@ -215,12 +230,7 @@ def compare_files(first: str, second: str, metric: str = "dice", style: str = "m
         ValueError: If a file cannot be read or holds no case, the metric is unknown, or the two were not scored alike
             on the same cases.
     """
-    a, b = read_evaluation(first), read_evaluation(second)
-    for name, one in ((first, a), (second, b)):
-        if not one.cases:
-            raise ValueError(f"{name} holds no case, so there is nothing to compare; evaluate again")
-    check_protocols({first: a.protocol, second: b.protocol})
-    found = compare_cases(a.cases, b.cases, metric)
+    a, b, found = _paired(first, second, metric)
     text = [
         f"A: {first}\nB: {second}",
         format_comparison_of_cases(found, metric=metric, table=site_table(a.cases), style=style),
@@ -228,6 +238,33 @@ def compare_files(first: str, second: str, metric: str = "dice", style: str = "m
         _wrapped(_stamps({"A": a.selection, "B": b.selection}), style),
     ]
     return "\n\n".join(filter(None, text))
+
+
+def compare_files_for_programs(first: str, second: str, metric: str = "dice") -> dict[str, Any]:
+    """What `compare_files` says, as a record. Args and errors: see there."""
+    a, b, found = _paired(first, second, metric)
+    return {
+        "a": {"name": first, "protocol": a.protocol, "selection": a.selection},
+        "b": {"name": second, "protocol": b.protocol, "selection": b.selection},
+        "metric": metric,
+        "rows": comparison_rows(found),
+    }
+
+
+def comparison_rows(found: Mapping[Key, PairedComparison]) -> list[dict[str, Any]]:
+    """Comparisons as a list of records, each with its domain and structure."""
+    return [{"domain": domain, "structure": name} | asdict(one) for (domain, name), one in found.items()]
+
+
+def _paired(
+    first: str, second: str, metric: str
+) -> tuple[OtherEvaluation, OtherEvaluation, dict[Key, PairedComparison]]:
+    a, b = read_evaluation(first), read_evaluation(second)
+    for name, one in ((first, a), (second, b)):
+        if not one.cases:
+            raise ValueError(f"{name} holds no case, so there is nothing to compare; evaluate again")
+    check_protocols({first: a.protocol, second: b.protocol})
+    return a, b, compare_cases(a.cases, b.cases, metric)
 
 
 def _protocols(*protocols: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dim_hf.evaluation.background import Fact, background, heading
+from dim_hf.evaluation.drift_report import drift_table
 from dim_hf.evaluation.overlays import Shot, shot_of, structure_colors
 from dim_hf.evaluation.protocols import PROTOCOLS
 from dim_hf.evaluation.report_tables import agreement_tables, comparison_table, number, score_tables
@@ -125,6 +126,7 @@ def render_html_report(
         about=_about(result.summary),
         tables=[*score_tables(result, standing), *compared],
         agreement=agreement_tables(result, dims, standing),
+        drift=drift_table(result),
         figures=_figures(result, dims, standing),
         sections=_sections(result),
         legend=list(structure_colors(result.structures).items()),

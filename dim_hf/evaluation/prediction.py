@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 
 from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.rows import column_view
+from dim_hf.inference.drift import SiteStatistics
+from dim_hf.inference.drift_parts import DriftMeter, watched_logits
 from dim_hf.losses import resize_logits
 
 
@@ -29,6 +31,7 @@ class PredictedCase:
         prediction: (*S) uint8 class ids.
         probabilities: (K, *S) float32.
         spacing_mm: Size of a pixel along the axes of S; None where it is unknown.
+        drift: In [0, 1], see `inference.drift`; None without statistics of the seen sites.
     """
 
     index: int
@@ -37,6 +40,7 @@ class PredictedCase:
     prediction: np.ndarray
     probabilities: np.ndarray
     spacing_mm: tuple[float, ...] | None
+    drift: float | None = None
 
 
 def predict_rows(
@@ -49,6 +53,7 @@ def predict_rows(
     batch_size: int = 8,
     progress: bool = True,
     autocast: Callable[[], Any] = nullcontext,
+    statistics: SiteStatistics | None = None,
 ) -> Iterator[PredictedCase]:
     """Predict rows in order.
 
@@ -62,6 +67,7 @@ def predict_rows(
         batch_size: Images for one forward pass; images of other input sizes get passes of their own.
         progress: Show a progress bar.
         autocast: Context of the forward pass.
+        statistics: Of the sites that the model saw, for the drift score of each image.
 
     Raises:
         ValueError: If a file cannot be read, or an image not be brought to the network's input, naming row and file.
@@ -75,7 +81,7 @@ def predict_rows(
             for start in range(0, len(indices), batch_size):
                 chunk = [_load(dataset, index) for index in indices[start : start + batch_size]]
                 for batch in _of_one_size(chunk):
-                    yield from _predict(model, batch, native, autocast)
+                    yield from _predict(model, batch, native, autocast, statistics)
                     bar.update(len(batch))
     finally:
         model.train(was_training)
@@ -127,14 +133,24 @@ def _of_one_size(loaded: Sequence[_Loaded]) -> list[list[_Loaded]]:
 
 @torch.inference_mode()
 def _predict(
-    model: nn.Module, batch: Sequence[_Loaded], native: bool, autocast: Callable[[], Any]
+    model: nn.Module,
+    batch: Sequence[_Loaded],
+    native: bool,
+    autocast: Callable[[], Any],
+    statistics: SiteStatistics | None,
 ) -> Iterator[PredictedCase]:
     reference_weight = next(model.parameters())
     pixels = torch.stack([item.sample["pixel_values"] for item in batch])
+    meter = None if statistics is None else DriftMeter()
     with autocast():
-        logits = model(pixel_values=pixels.to(reference_weight.device, reference_weight.dtype)).logits
+        logits = watched_logits(model, pixels.to(reference_weight.device, reference_weight.dtype), meter)
+    drifts: list[float | None] = [None] * len(batch)
+    if statistics is not None and meter is not None:
+        meter.see_pixels(pixels)
+        meter.see_logits(0, logits)
+        drifts = statistics.scores(meter.values()).tolist()
     dims = pixels.ndim - 2
-    for item, scores in zip(batch, logits, strict=True):
+    for item, scores, drift in zip(batch, logits, drifts, strict=True):
         shape = _spatial(item, dims) if native else tuple(pixels.shape[2:])
         probabilities = resize_logits(scores[None].float(), torch.Size(shape))[0].softmax(0).cpu().numpy()
         if native:
@@ -149,6 +165,7 @@ def _predict(
             probabilities.argmax(0).astype(np.uint8),
             probabilities,
             item.spacing_mm if native and item.spacing_mm and len(item.spacing_mm) == dims else None,
+            drift,
         )
 
 

@@ -58,6 +58,7 @@ class Provenance:
         scored_parts: Of the images scored, how many each part of the run's own split holds; None where the data set is
             another one, or its parts are not those of the run.
         without_mask: Images of the split that were left out since they have no mask, by domain.
+        run_hashes: SHA-256 of the files of the model's run, as its results state them; empty where unknown.
     """
 
     model: str
@@ -76,6 +77,26 @@ class Provenance:
     split: str | None = None
     scored_parts: dict[str, int] | None = None
     without_mask: dict[str, int] = field(default_factory=dict)
+    run_hashes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How unlike the sites that the model saw each case is.
+
+    Attributes:
+        scores: In [0, 1] by domain and name of the case.
+        threshold: Scores from here on are flagged for review.
+        false_alarm_rate: Share of new images of the seen sites that is flagged at most.
+        seen_sites: Domains that the model saw.
+        calibrated_on: Which images the threshold comes from, in words, with their number.
+    """
+
+    scores: dict[tuple[str, str], float]
+    threshold: float
+    false_alarm_rate: float
+    seen_sites: tuple[str, ...]
+    calibrated_on: str
 
 
 @dataclass(frozen=True)
@@ -93,6 +114,7 @@ class EvaluationResult:
         id2label: Names of the classes.
         structures: Class ids by structure.
         spatial_dims: Axes of what was scored as one case; None where it is not known.
+        drift: Of the cases; None where the model has no statistics of the sites that it saw.
     """
 
     cases: list[CaseResult]
@@ -105,3 +127,4 @@ class EvaluationResult:
     id2label: dict[int, str]
     structures: dict[str, list[int]]
     spatial_dims: int | None = None
+    drift: Drift | None = None

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class RunFacts:
     training: dict[str, Any]
     arguments: dict[str, Any]
     environment: dict[str, Any]
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def read_run(model: str) -> RunFacts:
@@ -48,6 +49,7 @@ def read_run(model: str) -> RunFacts:
             results.get("training", {}),
             job.get("training", {}),
             results.get("environment", {}),
+            results.get("sha256", {}),
         )
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); remove it, or train again") from error
@@ -166,6 +168,7 @@ def provenance_of(
         environment=run.environment,
         split=split,
         scored_parts=parts,
+        run_hashes=run.hashes,
     )
 
 

@@ -14,6 +14,7 @@ from dim_hf.data.volumes.volume import Volume
 from dim_hf.evaluation.prediction import PredictedCase, row_name
 from dim_hf.evaluation.protocols import Protocol
 from dim_hf.evaluation.result import Overlay
+from dim_hf.inference.drift import combine_slices
 from dim_hf.metrics.agreement import vertical_ratio
 from dim_hf.metrics.calibration import Reliability
 from dim_hf.metrics.cases import CaseResult, score_case
@@ -36,6 +37,7 @@ class ScoredImage:
         reference: (*S) class ids.
         prediction: (*S) class ids.
         spacing_mm: Along the axes of S; None scores in pixels.
+        drift: In [0, 1]; None without statistics of the seen sites.
     """
 
     domain: str
@@ -45,6 +47,7 @@ class ScoredImage:
     reference: np.ndarray
     prediction: np.ndarray
     spacing_mm: tuple[float, ...] | None
+    drift: float | None = None
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Scores:
         worst: Up to five cases a domain, as (Dice, name, picture).
         best: Likewise.
         ratios: (prediction, reference) by domain.
+        drifts: Drift score by domain and name of the case, where there are statistics of the seen sites.
     """
 
     cases: list[CaseResult] = field(default_factory=list)
@@ -64,6 +68,7 @@ class Scores:
     worst: dict[str, list[Overlay]] = field(default_factory=dict)
     best: dict[str, list[Overlay]] = field(default_factory=dict)
     ratios: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    drifts: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def __add__(self, other: "Scores") -> "Scores":
         domains = sorted({*self.worst, *other.worst})
@@ -76,6 +81,7 @@ class Scores:
             {d: _worst([*self.worst.get(d, []), *other.worst.get(d, [])]) for d in domains},
             {d: _best([*self.best.get(d, []), *other.best.get(d, [])]) for d in domains},
             {d: [*self.ratios.get(d, []), *other.ratios.get(d, [])] for d in {**self.ratios, **other.ratios}},
+            self.drifts | other.drifts,
         )
 
 
@@ -159,6 +165,7 @@ def _single(part: PredictedCase, facts: Mapping[str, str]) -> ScoredImage:
         part.reference,
         part.prediction,
         part.spacing_mm,
+        part.drift,
     )
 
 
@@ -171,7 +178,9 @@ def _volume(parts: Sequence[PredictedCase], facts: Sequence[Mapping]) -> ScoredI
     # The slices' axis first, so that a picture of the volume is one of the slices.
     arrays = (np.moveaxis(volume.array, axis, 0) for volume in (image, reference, prediction))
     spacing_mm = tuple(reference.spacing_mm[number] for number in (axis, *(n for n in range(3) if n != axis)))
-    return ScoredImage(first["domain"], first["patient"], first["volume"], *arrays, spacing_mm)
+    drifts = [part.drift for part in parts if part.drift is not None]
+    drift = combine_slices(drifts) if drifts else None
+    return ScoredImage(first["domain"], first["patient"], first["volume"], *arrays, spacing_mm, drift)
 
 
 def _stacked(slices: Sequence[np.ndarray], facts: Sequence[Mapping]) -> Volume:
@@ -205,6 +214,8 @@ def _add(
         tolerance_mm=tolerance_mm,
     )
     scores.cases += found
+    if image.drift is not None:
+        scores.drifts[image.domain, image.name] = image.drift
     overlay = _overlay(image, mean_of_defined(row.dice for row in found))
     if not math.isnan(overlay.dice):
         scores.worst[image.domain] = _worst([*scores.worst.get(image.domain, []), overlay])

@@ -78,7 +78,7 @@ def render_card(
 
 def _facts(run: FinishedRun) -> dict[str, Any]:
     """What the card says of the run itself."""
-    summary = run.summary()
+    summary, in_mm = run.summary(), run.summary_in_mm()
     return {
         "split": run.split,
         "training": run.training,
@@ -96,7 +96,8 @@ def _facts(run: FinishedRun) -> dict[str, Any]:
         "selection": _selection(run),
         "stamp": SELECTED_ON_TEST if run.selected_on_test else "",
         "table": _table(summary),
-        "limits": _limits(run, summary),
+        "table_in_mm": _table(in_mm) if in_mm else "",
+        "limits": _limits(run, summary, in_mm),
         "method": _method(run),
         "method_is_dim": any(run.weight_of(name) > 0 for name in _METHOD),
         "settings": _settings(run),
@@ -175,12 +176,12 @@ def _selection(run: FinishedRun) -> str:
     if "test-legacy" in run.selected:
         chosen = f"{weights}: the best mean Dice on the TEST images (test-legacy)."
     elif run.selected == "last step":
-        chosen = f"{weights}, the last one: no image had a part in choosing it."
+        chosen = f"{weights}, the last one: no image had a part in choosing the step."
     else:
         where = ", ".join(validation.get("domains", {})) or "the labeled site"
         chosen = (
-            f"{weights}: the best mean Dice on {validation.get('images')} validation images of {where}, which were "
-            "used for nothing else."
+            f"{weights}: the best mean Dice on {validation.get('images')} validation images of {where}, which "
+            "this run used for nothing else."
         )
     return " ".join(filter(None, [chosen, _start(run)]))
 
@@ -191,11 +192,17 @@ def _start(run: FinishedRun) -> str:
     if not start:
         return ""
     labels = f", which had learned from {start['labeled_images']} labeled images" if "labeled_images" in start else ""
-    selected = str(start.get("selected", "unknown")).partition(STARTED)[0]
-    return f"Training started from another model{labels} (its weights: {selected})."
+    selected, _, before = str(start.get("selected", "unknown")).partition(STARTED)
+    if "test-legacy" in selected:
+        chosen = "its weights were chosen on TEST images (test-legacy), so these scores owe something to them"
+    elif "test-legacy" in before:
+        chosen = f"its weights: {selected}, but it goes back to a model chosen on TEST images (test-legacy)"
+    else:
+        chosen = f"its weights: {selected}"
+    return f"Training started from another model{labels} ({chosen})."
 
 
-def _limits(run: FinishedRun, summary: Summary) -> list[str]:
+def _limits(run: FinishedRun, summary: Summary, in_mm: Summary | None) -> list[str]:
     """What a reader must know before trusting a number, from the run itself."""
     rows = (row for row in summary.rows if row.domain in summary.domains and row.patients < FEW_PATIENTS)
     few = list(dict.fromkeys(row.domain for row in rows))
@@ -214,7 +221,10 @@ def _limits(run: FinishedRun, summary: Summary) -> list[str]:
         ),
         (True, "Scanners, protocols and patients other than those of the sites above were not tested; expect worse."),
         (True, "One training run: another seed gives other numbers."),
-        (summary.unit == "px", "The scores are in pixels at the network's size, not in millimetres."),
+        (
+            summary.unit == "px",
+            f"The {'first table is' if in_mm else 'scores are'} in pixels at the network's size, not in millimetres.",
+        ),
         (skipped, f"{skipped} training steps were skipped for values that were not finite."),
     )
     return [sentence for holds, sentence in limits if holds] + [str(text) for text in run.training.get("warnings", ())]

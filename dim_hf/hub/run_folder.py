@@ -8,6 +8,7 @@ from typing import Any
 
 from dim_hf.data.description import FILE_NAME, DatasetDescription, read_description
 from dim_hf.data.sources import PHANTOM_PREFIX
+from dim_hf.inference.drift_file import STATISTICS_FILE
 from dim_hf.metrics.case_files import read_cases_csv
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.summary import Summary, summarize
@@ -18,6 +19,8 @@ CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 HASHES = "sha256"
 """Key of `results.json`: hash of each file that the scores depend on."""
+IN_MM = "evaluation-volume-mm"
+"""Folder of a run in which `dim-hf evaluate --protocol volume-mm` leaves its results."""
 STARTED = ", started from "
 """Parts how a run chose its step from what is said of the model that it started from."""
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
@@ -88,14 +91,47 @@ class FinishedRun:
         """Files of the weights, with their index if there are several; safetensors only."""
         return weight_files(self.folder)
 
+    @property
+    def labeled_domain(self) -> str | None:
+        """The site where the labels are from; None where there are several."""
+        labeled = list(self.split.get("labeled", {}).get("domains", {}))
+        return labeled[0] if len(labeled) == 1 else None
+
     def summary(self) -> Summary:
         """Means with intervals, as the run's own `summary.csv` holds them; no gap where several sites have labels.
 
         Raises:
             ValueError: As `summarize`.
         """
-        labeled = list(self.split.get("labeled", {}).get("domains", {}))
-        return summarize(self.cases, protocol="network", labeled_domain=labeled[0] if len(labeled) == 1 else None)
+        return summarize(self.cases, protocol="network", labeled_domain=self.labeled_domain)
+
+    def cases_in_mm(self) -> list[CaseResult]:
+        """Test scores of whole volumes in mm that `dim-hf evaluate --protocol volume-mm` left of this very model.
+
+        Empty where there are none, they are of other weights or images, or spacings are unknown.
+
+        Raises:
+            ValueError: If they cannot be read.
+        """
+        folder, own = self.folder / IN_MM, self.results.get(HASHES)
+        said = _read_json(folder / "evaluation.json")
+        stated = said.get("run_hashes")
+        if said.get("split") != "test" or not isinstance(own, dict) or not isinstance(stated, dict):
+            return []
+        network = {name: digest for name, digest in own.items() if name not in (CASES_FILE, STATISTICS_FILE)}
+        if not network or any(stated.get(name) != digest for name, digest in network.items()):
+            return []
+        cases = read_cases_csv(folder / CASES_FILE) if (folder / CASES_FILE).is_file() else []
+        return cases if {case.unit for case in cases} == {"mm"} else []
+
+    def summary_in_mm(self) -> Summary | None:
+        """Means of `cases_in_mm` with intervals; None where there are none.
+
+        Raises:
+            ValueError: As `cases_in_mm` and `summarize`.
+        """
+        cases = self.cases_in_mm()
+        return summarize(cases, protocol="volume-mm", labeled_domain=self.labeled_domain) if cases else None
 
     def description(self) -> DatasetDescription | None:
         """What a data set on this machine says about itself, if it is where it was.
@@ -117,11 +153,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def run_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files that scores depend on: weights, configuration, processor, and the scores themselves.
+    """SHA-256 of the files that belong together: weights, configuration, processor, scores, statistics of the sites.
 
     A run writes them into its `results.json`, so that a push can tell that all of them are still those of one run.
     """
-    others = [folder / name for name in (CONFIG_FILE, PROCESSOR_FILE, CASES_FILE)]
+    others = [folder / name for name in (CONFIG_FILE, PROCESSOR_FILE, CASES_FILE, STATISTICS_FILE)]
     files = [*weight_files(folder), *(path for path in others if path.is_file())]
     return {path.name: file_sha256(path) for path in files}
 

@@ -22,6 +22,7 @@ from dim_hf.hub.run_folder import (
     run_hashes,
 )
 from dim_hf.hub.statements import Statements
+from dim_hf.inference.drift_file import STATISTICS_FILE, read_statistics
 from dim_hf.metrics.case_files import write_cases_csv
 from dim_hf.metrics.summary_text import write_summary_csv
 
@@ -48,11 +49,15 @@ def stage(
         token: The user's, which no file may hold.
 
     Raises:
-        ValueError: If a text names a place on this machine or holds a token, or the weights do not fill the model.
+        ValueError: If a text names a place on this machine or holds a token, the weights do not fill the model, or the
+            statistics of the sites cannot be read.
         OSError: If a file cannot be read or written.
     """
     for path in (*run.weights, run.folder / CONFIG_FILE, run.folder / PROCESSOR_FILE):
         shutil.copyfile(path, folder / path.name)
+    if (run.folder / STATISTICS_FILE).is_file():
+        read_statistics(run.folder / STATISTICS_FILE)  # no other file under this name
+        shutil.copyfile(run.folder / STATISTICS_FILE, folder / STATISTICS_FILE)
     check_weights(folder)
     code = add_remote_code(folder)
     _write_results(run, statements, folder, keep_names=keep_names)
@@ -102,6 +107,7 @@ def _write_results(run: FinishedRun, statements: Statements, folder: Path, *, ke
     about = {"split": "test", "selected": selected}
     write_cases_csv(cases, folder / CASES_FILE, about={"protocol": "network"} | about)
     write_summary_csv(run.summary(), folder / SUMMARY_FILE, about=about)
+    _write_in_mm(run, about, folder, keep_names=keep_names)
     results = without_machine(run.results, _started_places(run.started_from))
     job = results.get("job", {})
     if "dataset" in job.get("data", {}):
@@ -109,6 +115,17 @@ def _write_results(run: FinishedRun, statements: Statements, folder: Path, *, ke
     results[HASHES] = run_hashes(folder)
     _write_json(results, folder / RESULTS_FILE)
     _write_json(job, folder / JOB_FILE)
+
+
+def _write_in_mm(run: FinishedRun, about: Mapping[str, str], folder: Path, *, keep_names: bool) -> None:
+    """Scores of whole volumes in mm, where an evaluation of this very model left them."""
+    summary = run.summary_in_mm()
+    if summary is None:
+        return
+    cases = run.cases_in_mm()
+    cases = cases if keep_names else pseudonymous(cases, secret_key(run.folder))
+    write_cases_csv(cases, folder / "cases-volume-mm.csv", about={"protocol": summary.protocol} | about)
+    write_summary_csv(summary, folder / "summary-volume-mm.csv", about=about)
 
 
 def _started_places(start: Mapping[str, Any]) -> list[str]:

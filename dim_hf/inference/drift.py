@@ -143,6 +143,27 @@ def conformal_score(calibration: Floats, distances: Floats) -> Floats:
     return np.where(beyond, np.minimum(tail, 1 - 1e-12), score)
 
 
+def left_out_scores(distances: Floats) -> Floats:
+    """`conformal_score` of each calibration image among the others, as a new image is scored among all.
+
+    Scored among themselves, they could never lie beyond the farthest one, and new images would look too strange.
+
+    Args:
+        distances: (n,), at least two.
+
+    Returns:
+        (n,) in [0, 1).
+
+    >>> left_out_scores(np.array([3.0, 1.0, 6.0]))
+    array([0.33333333, 0.        , 0.83333333])
+    """
+    ranked, count = np.sort(distances), len(distances)
+    score = np.searchsorted(ranked, distances, side="left") / count
+    farthest = distances > ranked[-2]
+    score[farthest] = conformal_score(ranked[:-1], distances[farthest])
+    return score
+
+
 def combine_slices(scores: Sequence[float]) -> float:
     """Score of a volume from those of its slices.
 
@@ -239,13 +260,10 @@ class SiteStatistics:
         distances = self.distances(values)
         if not distances:
             raise ValueError(f"there are {sorted(values)} of an image, and statistics of {sorted(self.calibration)}")
-        usual = self._strangeness({name: self.calibration[name] for name in distances})
-        return conformal_score(np.sort(usual), self._strangeness(distances))
-
-    def _strangeness(self, distances: Mapping[str, Floats]) -> Floats:
-        sorted_of = {name: np.sort(self.calibration[name]) for name in distances}
-        # Sums of floats depend on their order: sorted names give the same sum for the same parts.
-        return sum(-np.log1p(-conformal_score(sorted_of[name], distances[name])) for name in sorted(distances))
+        names = sorted(distances)  # a sum of floats depends on its order
+        usual = sum(-np.log1p(-left_out_scores(self.calibration[name])) for name in names)
+        scores = (conformal_score(np.sort(self.calibration[name]), distances[name]) for name in names)
+        return conformal_score(np.sort(usual), sum(-np.log1p(-score) for score in scores))
 
     def is_strange(self, score: float) -> bool:
         """Whether an image of that score is to be reviewed."""

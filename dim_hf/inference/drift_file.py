@@ -138,8 +138,9 @@ def _parse(found: Any) -> SiteStatistics:
     }
     if not set(calibration) <= _PARTS or set(moments) != set(calibration) - set(ONE_SIDED) or not calibration:
         raise ValueError(f"its parts must be of {', '.join(sorted(_PARTS))}, each with moments or a distance")
-    if len({len(part) for part in calibration.values()}) > 1 or any((part < 0).any() for part in calibration.values()):
-        raise ValueError("the calibration must hold as many distances in each part, none below 0")
+    lengths = {len(part) for part in calibration.values()}
+    if len(lengths) > 1 or min(lengths) < 2 or any((part < 0).any() for part in calibration.values()):
+        raise ValueError("the calibration must hold as many distances in each part, at least two, none below 0")
     return SiteStatistics(dict(sites), moments, calibration, values["calibrated_on"], rate)
 
 

@@ -15,6 +15,7 @@ from dim_hf.data.archives import visible
 from dim_hf.data.locks import hold, release
 from dim_hf.data.texts import printable
 from dim_hf.data.volumes.volume import Volume
+from dim_hf.inference.drift_file import statistics_hash
 from dim_hf.inference.inputs import Case, Found, find_cases
 from dim_hf.inference.measurements import write_measurements
 from dim_hf.inference.outputs import ASIDE, write_labels, write_prediction
@@ -44,6 +45,9 @@ class Summary:
         ignored: Number of files of other kinds.
         failed: Name and sentence of each that could not be predicted.
         plane: Of a 2D model's slices; None of a 3D model.
+        flagged: Names of all complete images that a person should look at, since they are unlike those of the sites
+            that the model saw; None where the model has no statistics of these.
+        false_alarm_rate: Share of new images of those sites that is flagged at most; None likewise.
         seconds: What it took.
     """
 
@@ -53,6 +57,8 @@ class Summary:
     ignored: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     plane: str | None = None
+    flagged: list[str] | None = None
+    false_alarm_rate: float | None = None
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +105,12 @@ def predict_folder(
         finally:
             record.write(summary.failed)
         write_labels(predictor.id2label, predictor.structures, folder)
-        _write_measurements(record, found.cases, folder)
+        drifts = None
+        if predictor.statistics is not None:
+            drifts = _drifts(record, found.cases)
+            summary.flagged = [name for name, (_, review) in drifts.items() if review]
+            summary.false_alarm_rate = predictor.statistics.false_alarm_rate
+        _write_measurements(record, found.cases, folder, drifts)
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -123,6 +134,8 @@ def _settings(predictor: Predictor) -> dict[str, Any]:
     """Options that may change what is written; the size of a batch does not."""
     settings = asdict(predictor.options) | {"plane": predictor.plane}
     del settings["batch_size"]
+    if predictor.statistics is not None:
+        settings["site_statistics"] = statistics_hash(predictor.statistics)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
@@ -188,7 +201,7 @@ def _predict_pictures(
 def _keep(prediction: Prediction, case: Case, key: str, record: Record, summary: Summary, bar: tqdm) -> None:
     try:
         files = write_prediction(prediction, case, record.folder)
-        record.add(case, key, files, prediction.measurements)
+        record.add(case, key, files, prediction)
     except OSError as error:
         said = error.strerror or error
         raise OutputError(
@@ -211,8 +224,15 @@ def _fail(case: Case, error: BaseException, summary: Summary, bar: tqdm) -> None
     bar.update()
 
 
-def _write_measurements(record: Record, cases: Sequence[Case], folder: Path) -> None:
+def _drifts(record: Record, cases: Sequence[Case]) -> dict[str, tuple[float, bool]]:
+    found = {printable(case.name): record.drift(case) for case in cases if record.is_complete(case)}
+    return {name: drift for name, drift in found.items() if drift is not None}
+
+
+def _write_measurements(
+    record: Record, cases: Sequence[Case], folder: Path, drifts: dict[str, tuple[float, bool]] | None
+) -> None:
     rows = [(printable(case.name), record.measurements(case)) for case in cases if record.is_complete(case)]
     partial = folder / f".{MEASUREMENTS_FILE}.partial"
-    write_measurements(rows, partial)
+    write_measurements(rows, partial, drifts=drifts)
     partial.replace(folder / MEASUREMENTS_FILE)

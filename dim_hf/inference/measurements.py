@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from dim_hf.data.texts import printable
+from dim_hf.metrics.agreement import vertical_ratio
+from dim_hf.metrics.case_files import safe_cell
 
 CUP_TO_DISC = "vertical_cup_to_disc_ratio"
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _MM3_PER_ML = 1000.0
 
 
@@ -57,48 +58,35 @@ def measure(
         found.append(Measurement(name, quantity, pixels * factor, unit, pixels))
     named = {name.lower(): classes for name, classes in structures.items()}
     if labels.ndim == 2 and {"cup", "disc"} <= set(named):
-        ratio = vertical_ratio(labels, named["cup"], named["disc"])
+        ratio = vertical_ratio(np.isin(labels, named["cup"]), np.isin(labels, named["disc"]))
         if ratio is not None:
             cup = int(sum(counts[index] for index in named["cup"]))
             found.append(Measurement("cup", CUP_TO_DISC, ratio, "", cup))
     return tuple(found)
 
 
-def vertical_ratio(labels: np.ndarray, cup: Sequence[int], disc: Sequence[int]) -> float | None:
-    """Rows with the cup over rows with the disc; None where there is no disc.
-
-    >>> vertical_ratio(np.array([[1], [2], [1], [1], [0]]), [2], [1, 2])
-    0.25
-    """
-    heights = [int(np.isin(labels, classes).any(axis=1).sum()) for classes in (cup, disc)]
-    return heights[0] / heights[1] if heights[1] else None
-
-
-def write_measurements(rows: Iterable[tuple[str, Sequence[Measurement]]], path: str | os.PathLike) -> None:
+def write_measurements(
+    rows: Iterable[tuple[str, Sequence[Measurement]]],
+    path: str | os.PathLike,
+    *,
+    drifts: Mapping[str, tuple[float, bool]] | None = None,
+) -> None:
     """Write a line a case and measurement, that a spreadsheet can open without running anything.
 
     Args:
         rows: Names of cases and what was measured.
         path: The CSV file.
+        drifts: Drift score and flag for review by name, for two more columns; none are added where it is None.
     """
+    more = [] if drifts is None else ["drift", "review"]
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", *(field.name for field in fields(Measurement))])
+        writer.writerow(["image", *(field.name for field in fields(Measurement)), *more])
         for name, measurements in rows:
+            own = () if drifts is None else drifts.get(name, ("", ""))
             for measurement in measurements:
-                writer.writerow([safe_cell(value) for value in (name, *asdict(measurement).values())])
-
-
-def safe_cell(value: object) -> object:
-    """A value as a cell that no spreadsheet takes for a formula; numbers stay as they are.
-
-    >>> safe_cell("=1+1"), safe_cell(-1.5)
-    ("'=1+1", -1.5)
-    """
-    if not isinstance(value, str):
-        return value
-    text = printable(value)
-    return f"'{text}" if text.lstrip().startswith(_FORMULA_STARTS) else text
+                cells = (name, *asdict(measurement).values(), *own)
+                writer.writerow([safe_cell(printable(cell)) if isinstance(cell, str) else cell for cell in cells])
 
 
 def count_values(array: np.ndarray, at_least: int = 0) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 
 from dim_hf.data.images import write_png
-from dim_hf.data.volumes import nifti
 from dim_hf.data.volumes.header import require
+from dim_hf.data.volumes.nifti import nifti_fields
 from dim_hf.data.volumes.volume import Volume, write_nifti
 from dim_hf.inference.inputs import Case
 from dim_hf.inference.prediction import Prediction
@@ -112,7 +112,7 @@ def _write_picture(array: np.ndarray, path: Path) -> None:
 def _write_nifti(array: np.ndarray, id2label: Mapping[int, str], source: Path, path: Path) -> None:
     """With the very fields that place the image, so that every program puts the mask where it puts the image."""
     nibabel = require("nibabel")
-    theirs, shape, _, _ = nifti._fields(source)
+    theirs, shape, _, _ = nifti_fields(source)
     is_second = theirs.sizeof_hdr == nibabel.Nifti2Header.sizeof_hdr
     header = (nibabel.Nifti2Header if is_second else nibabel.Nifti1Header)()
     header.set_data_shape(_as_stored(array, shape).shape)

@@ -13,6 +13,7 @@ from dim_hf.data.fingerprints import fingerprint
 from dim_hf.inference.inputs import Case
 from dim_hf.inference.measurements import Measurement
 from dim_hf.inference.outputs import write_text
+from dim_hf.inference.prediction import Prediction
 
 RECORD_FILE = "predictions.json"
 _FORMAT = 1
@@ -54,21 +55,23 @@ class Record:
         except (KeyError, TypeError, AttributeError, ValueError):  # a record that somebody edited
             return False
 
-    def add(self, case: Case, key: str, files: Sequence[str], measurements: Sequence[Measurement]) -> None:
+    def add(self, case: Case, key: str, files: Sequence[str], prediction: Prediction) -> None:
         """Remember a case whose files are written, and write the record down now and then.
 
         Args:
             case: The case.
             key: From `key_of`, asked before the case was read.
             files: Below the folder.
-            measurements: Of its mask.
+            prediction: Its measurements, drift score and flag for review are kept.
         """
         self.entries[case.name] = {
             "key": key,
             "model": self.model_hash,
             "files": {name: _size(self.folder / name) for name in files},
-            "measurements": [asdict(measurement) for measurement in measurements],
+            "measurements": [asdict(measurement) for measurement in prediction.measurements],
         }
+        if prediction.drift is not None:
+            self.entries[case.name] |= {"drift": prediction.drift, "review": prediction.review}
         if time.monotonic() - self._written > _SECONDS:
             self.write()
 
@@ -86,6 +89,12 @@ class Record:
     def measurements(self, case: Case) -> list[Measurement]:
         """Those of a complete case."""
         return [Measurement(**values) for values in self.entries[case.name]["measurements"]]
+
+    def drift(self, case: Case) -> tuple[float, bool] | None:
+        """Drift score and flag for review of a complete case; None where it has none."""
+        entry = self.entries[case.name]
+        known = isinstance(entry.get("drift"), float) and isinstance(entry.get("review"), bool)
+        return (entry["drift"], entry["review"]) if known else None
 
     def write(self, failed: Sequence[tuple[str, str]] = ()) -> None:
         """Write the record.

@@ -1,7 +1,7 @@
 """Scores of cases as a CSV file: a line a case and structure."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, astuple, fields
 from pathlib import Path
 
@@ -37,7 +37,11 @@ def cell_value(text: str) -> str:
 
 
 def write_cases_csv(
-    results: Iterable[CaseResult], path: str | Path, *, about: Mapping[str, str] | None = None
+    results: Iterable[CaseResult],
+    path: str | Path,
+    *,
+    about: Mapping[str, str] | None = None,
+    more: Mapping[str, Sequence[object]] | None = None,
 ) -> None:
     """Writes one line a case and structure, with the attributes of `CaseResult` as columns.
 
@@ -45,12 +49,14 @@ def write_cases_csv(
         results: rows of `score_case`.
         path: file to write; its folder must exist.
         about: further columns with the same value in each line, such as those of `ABOUT`.
+        more: further columns with a value for each result.
     """
-    about = about or {}
+    about, more = about or {}, more or {}
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*(field.name for field in fields(CaseResult)), *about])
-        writer.writerows([safe_cell(value) for value in (*astuple(result), *about.values())] for result in results)
+        writer.writerow([*(field.name for field in fields(CaseResult)), *more, *about])
+        for result, *own in zip(results, *more.values(), strict=True):
+            writer.writerow([safe_cell(value) for value in (*astuple(result), *own, *about.values())])
 
 
 def read_cases_csv(path: str | Path) -> list[CaseResult]:

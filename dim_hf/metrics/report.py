@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from dim_hf.metrics.case_files import read_cases_csv, write_cases_csv
+from dim_hf.metrics.case_files import read_cases_csv, safe_cell, write_cases_csv
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.labels import LABELS, SHARES, metric_label, scoring_sentence
 from dim_hf.metrics.text_table import render
@@ -387,4 +387,4 @@ def write_table_csv(table: SiteTable, path: str | Path) -> None:
         writer.writerow([*counts, *MEANS, *about])
         for row in table.rows:
             own = [getattr(row, name) for name in counts] + [row.means[name] for name in MEANS]
-            writer.writerow([*own, *(getattr(table, name) for name in about)])
+            writer.writerow([safe_cell(cell) for cell in (*own, *(getattr(table, name) for name in about))])

@@ -147,17 +147,33 @@ class StudyRunner:
         self.results.mkdir(parents=True, exist_ok=True)
         for cell in cells(self.study):
             file = self.results / cell.file_name
-            if not file.exists():
+            if file.exists():
+                self._refuse_other_settings(cell, file)
+            else:
                 text = json.dumps(self._record(cell), indent=1, allow_nan=False)
-                file.write_text(_flat_lists(text) + "\n", encoding="utf-8")
+                unfinished = file.with_suffix(".partial")
+                unfinished.write_text(_flat_lists(text) + "\n", encoding="utf-8")
+                unfinished.replace(file)  # a file that is there is complete
             yield cell, file
+
+    def _refuse_other_settings(self, cell: Cell, file: Path) -> None:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        wanted = self._settings(cell, found["share_adaptation"])
+        if found["settings"] != wanted:
+            names = {name for stage, fields in wanted.items() for name in {**fields, **found["settings"][stage]}
+                     if fields.get(name) != found["settings"][stage].get(name)}  # fmt: skip
+            raise ValueError(f"{file} was made with other {', '.join(sorted(names))}: choose another --results folder")
+
+    def _settings(self, cell: Cell, strength: float | None) -> dict[str, dict[str, Any]]:
+        start = self._stage1_job(cell)
+        job = self._stage2_job(cell, strength, Path(start.training.output_dir))
+        return {"stage1": _described(start), "stage2": _described(job)}
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         strength, choice = self._strength(cell)
         start, first = self._stage1(cell)
         job = self._stage2_job(cell, strength, start)
         results, cases = self._finished(job)
-        described = [_described(each) for each in (self._stage1_job(cell), job)]
         return {
             "study": self.study.name,
             "row": cell.row,
@@ -172,7 +188,7 @@ class StudyRunner:
             "cases": _case_lists(cases),
             "cost": {"stage1": first["cost"], "stage2": results["cost"]},
             "split": results["split"],
-            "settings": {"stage1": described[0], "stage2": described[1]},
+            "settings": self._settings(cell, strength),
             "environment": results["environment"],
             "code": self.code,
         }

@@ -1,21 +1,19 @@
 """Pushes a data set to the Hub: parquet with the images inside, a description and a card, in one commit."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import datasets
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from huggingface_hub import HfApi
 
 from dim_hf.data.checks import find_faults
 from dim_hf.data.description import FILE_NAME, DatasetDescription, write_description
 from dim_hf.data.doctor.findings import CODES, Finding
 from dim_hf.data.hub.card import render_card
+from dim_hf.data.hub.commit import Target, commit_folder, progress_bars, remote_state, require_token
 from dim_hf.data.hub.errors import check_repo_id, hub_errors
 from dim_hf.data.hub.files import (
     DATA_FOLDER,
@@ -74,12 +72,7 @@ def check_description(description: DatasetDescription, repo_id: str, *, token: s
     """
     check_repo_id(repo_id)
     _refuse(repo_id, description_obstacles(description))
-    _require_token(repo_id, token)
-
-
-def _require_token(repo_id: str, token: str | None) -> None:
-    if (token or get_token()) is None:
-        raise ValueError(f"{repo_id} cannot be pushed without a token: run `hf auth login`, or set HF_TOKEN")
+    require_token(repo_id, token)
 
 
 def _summaries(findings: Iterable[Finding]) -> list[str]:
@@ -141,13 +134,14 @@ def push_dataset(
         faults = []
         obstacles += [str(fault) for fault in find_faults(rows, description.num_labels, progress=progress)]
     _refuse(repo_id, obstacles)
-    _require_token(repo_id, token)
+    require_token(repo_id, token)
     api = HfApi(token=token)
-    with TemporaryDirectory(prefix="dim_hf_push_") as name, _progress_bars(progress), hub_errors(repo_id, "pushed"):
-        remote = _remote_state(api, repo_id, private)
+    target = Target(repo_id, "dataset", marker=FILE_NAME, stale=(f"{DATA_FOLDER}/*",), private=private)
+    with TemporaryDirectory(prefix="dim_hf_push_") as name, progress_bars(progress), hub_errors(repo_id, "pushed"):
+        remote = remote_state(api, target)
         parts = write_parts(rows, Path(name), max_shard_bytes=max_shard_bytes, progress=progress)
         _describe(rows, description, repo_id, parts, faults or (), Path(name))
-        return _commit(api, repo_id, Path(name), remote, private)
+        return commit_folder(api, target, Path(name), remote, "Push data set with dim-hf")
 
 
 def _describe(
@@ -174,57 +168,3 @@ def _with_licence(description: DatasetDescription, licence: str | None) -> Datas
 def _refuse(repo_id: str, obstacles: Sequence[str]) -> None:
     if obstacles:
         raise ValueError(f"{repo_id} was not pushed; correct this first:\n{numbered(obstacles)}")
-
-
-def _remote_state(api: HfApi, repo_id: str, private: bool) -> tuple[str, list[str]] | None:
-    """Last commit and files of the repository, or None where there is none yet."""
-    try:
-        info = api.dataset_info(repo_id)
-    except GatedRepoError:
-        raise
-    except RepositoryNotFoundError:
-        return None
-    files = sorted(sibling.rfilename for sibling in info.siblings or [])
-    if FILE_NAME not in files and set(files) - {".gitattributes", "README.md", "LICENSE"}:
-        raise ValueError(
-            f"{repo_id} holds other files ({', '.join(files[:5])}) and no {FILE_NAME}, so it was not pushed by this "
-            "package; choose another name, or empty the repository"
-        )
-    if private and not info.private:
-        raise ValueError(
-            f"{repo_id} exists and is public, but the push is to be private; make it private in its settings, or "
-            "choose another name"
-        )
-    return info.sha, files
-
-
-def _commit(api: HfApi, repo_id: str, folder: Path, remote: tuple[str, list[str]] | None, private: bool) -> str:
-    """One commit with everything below `folder`, that also removes data files of earlier pushes."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    operations = [CommitOperationAdd(path, folder / path) for path in paths]
-    if remote is None:
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    else:
-        stale = [path for path in remote[1] if path.startswith(f"{DATA_FOLDER}/") and path not in paths]
-        operations += [CommitOperationDelete(path, is_folder=False) for path in stale]
-    commit = api.create_commit(
-        repo_id,
-        operations,
-        repo_type="dataset",
-        commit_message="Push data set with dim-hf",
-        parent_commit=remote[0] if remote else None,
-    )
-    return f"{api.endpoint}/datasets/{repo_id}/tree/{commit.oid}"
-
-
-@contextmanager
-def _progress_bars(shown: bool) -> Iterator[None]:
-    """Hide the bars of uploads for a while."""
-    if shown or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        enable_progress_bars()

@@ -13,7 +13,7 @@ import PIL.Image
 
 from dim_hf.data.images import write_png
 from dim_hf.data.importers.cases import Case, Pixels
-from dim_hf.data.volumes.slices import cut_slices
+from dim_hf.data.volumes.slices import cut_slices, slice_dtype
 from dim_hf.data.volumes.volume import Volume, along_axes, canonical, reoriented, resample, same_grid, write_nifti
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -160,7 +160,7 @@ def _write_slices(
     case: Case, image: Volume, label: Volume | None, folder: Path, plane: str
 ) -> list[Mapping[str, Any]]:
     domain, stem = safe_name(case.domain), safe_name(case.name)
-    pixels = Volume(_storable(image.array), image.affine)
+    pixels = Volume(image.array.astype(slice_dtype(image.array), copy=False), image.affine)
     images = cut_slices(pixels, plane)
     labels = cut_slices(label, plane) if label is not None else [None] * len(images)
     rows = []
@@ -181,12 +181,3 @@ def _write_slices(
             row["label"] = _write_below(folder, f"{domain}/masks/{name}", cut_label.pixels)
         rows.append(row)
     return rows
-
-
-def _storable(array: np.ndarray) -> np.ndarray:
-    """Voxels in a type that a picture holds without loss, one type for the whole volume: 8 or 16 bits, or float32."""
-    if array.dtype == np.uint8 or array.dtype == np.bool_:
-        return array.astype(np.uint8, copy=False)
-    if np.issubdtype(array.dtype, np.integer) and array.size and array.min() >= 0 and array.max() <= 65535:
-        return array.astype(np.uint16)
-    return array.astype(np.float32)

@@ -1,0 +1,141 @@
+"""Which models the demo shows: the one that was asked for, the one on the Hub, or those that are shipped."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dim_hf.demo.refusals import Refusal
+from dim_hf.demo.settings import HUB_MODEL, DemoSettings
+from dim_hf.inference.predictor import Predictor
+
+SHIPPED = Path(__file__).parent / "models"
+_SETTINGS = {"uncertainty": "entropy"}
+_PHANTOM_NOTE = "trained on computer-drawn phantoms only, so what it says about a patient's image means nothing"
+
+
+@dataclass(frozen=True, eq=False)
+class DemoModel:
+    """A model that visitors can try.
+
+    Attributes:
+        name: Short name, such as "fundus-baseline".
+        title: What the page calls it.
+        predictor: What predicts.
+        kind: "fundus" (pictures) or "volume".
+        origin: "hub", "folder" or "shipped".
+        notice: A sentence for the page: which model it is and why.
+        folder: Where its files lie, for what lies beside the weights; None on the Hub.
+    """
+
+    name: str
+    title: str
+    predictor: Predictor
+    kind: str
+    origin: str
+    notice: str
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DemoModels:
+    """The models of the tabs.
+
+    Attributes:
+        fundus: Of pictures.
+        fundus_baseline: What it is compared with.
+        volume: Of volumes.
+        notices: Sentences for the page: what was asked for and could not be loaded, and what is shown instead.
+    """
+
+    fundus: DemoModel
+    fundus_baseline: DemoModel
+    volume: DemoModel
+    notices: tuple[str, ...] = ()
+
+
+def load_models(settings: DemoSettings) -> DemoModels:
+    """Load what the settings name, and the shipped models for the rest.
+
+    A model of pictures in color takes the place of `fundus`, any other the place of `volume`.
+
+    Args:
+        settings: `model` and `compare_model` count. A model that was asked for by name must load; `HUB_MODEL`, which
+            is tried when none was, need not.
+
+    Raises:
+        ValueError: If a model that was asked for cannot be loaded, or a shipped one is missing.
+    """
+    shipped = {name: _shipped(name) for name in ("fundus", "fundus-baseline", "volume")}
+    fundus, baseline, volume = shipped.values()
+    notices: list[str] = []
+    chosen = _named(settings.model, "chosen") if settings.model else _from_hub(notices)
+    if chosen is not None and chosen.kind == "fundus":
+        fundus = chosen
+    elif chosen is not None:
+        volume = chosen
+    if settings.compare_model:
+        baseline = _named(settings.compare_model, "compared")
+        if baseline.kind != "fundus":
+            raise ValueError(f"{settings.compare_model} segments no pictures in color; give another model to compare")
+    return DemoModels(fundus, baseline, volume, tuple(notices))
+
+
+def is_local(name: str) -> bool:
+    """Whether a name means a folder, not a model of the Hub."""
+    return os.path.isdir(name) or os.path.isabs(name) or name.startswith(".")
+
+
+def _shipped(name: str) -> DemoModel:
+    titles = {
+        "fundus": "DiM, shipped model",
+        "fundus-baseline": "Supervised baseline, shipped model",
+        "volume": "DiM on slices, shipped model",
+    }
+    folder = SHIPPED / name
+    if not (folder / "model.safetensors").is_file():
+        raise ValueError(f"{folder} lacks its model; run examples/train_demo_models.py, or install the package again")
+    predictor = Predictor.from_pretrained(folder, device="cpu", **_SETTINGS)
+    kind = "volume" if name == "volume" else "fundus"
+    return DemoModel(name, titles[name], predictor, kind, "shipped", f"{titles[name]}: {_PHANTOM_NOTE}.", folder)
+
+
+def _named(name: str, role: str) -> DemoModel:
+    predictor = Predictor.from_pretrained(name, **_SETTINGS)
+    local = is_local(name)
+    kind = "fundus" if _takes_color(predictor) else "volume"
+    title = Path(name).resolve().name if local else name
+    origin = "folder" if local else "hub"
+    return DemoModel(
+        role,
+        title,
+        predictor,
+        kind,
+        origin,
+        f"{title}: {role} by the operator of this demo.",
+        Path(name) if local else None,
+    )
+
+
+def _from_hub(notices: list[str]) -> DemoModel | None:
+    try:
+        return _named(HUB_MODEL, "default")
+    except ValueError:
+        notices.append(
+            f"The model {HUB_MODEL} could not be loaded from the Hub; small models that come with the demo are shown."
+        )
+        return None
+
+
+def _takes_color(predictor: Predictor) -> bool:
+    config = predictor.networks[0].config
+    return predictor.spatial_dims == 2 and int(getattr(config, "num_channels", 3)) == 3
+
+
+def require_kind(model: DemoModel, kind: str) -> None:
+    """Refuse a model in a tab of the other kind.
+
+    Raises:
+        Refusal: If the model is of another kind.
+    """
+    if model.kind != kind:
+        raise Refusal(f"the model {model.title} is none for this tab; choose another one")

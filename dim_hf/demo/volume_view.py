@@ -1,0 +1,205 @@
+"""What the volume tab shows of a prediction: slices in layers that the browser mixes, numbers, and what to look at."""
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+
+from dim_hf.data.volumes.volume import Volume
+from dim_hf.demo.drawing import Color, border, class_colors, legend, resized, screen_size
+from dim_hf.demo.planes import (
+    EDGES,
+    as_grey,
+    cut,
+    fullest_slice,
+    grey_window,
+    patient_order,
+    patient_spacing,
+    plane_spacing,
+    slice_count,
+)
+from dim_hf.inference.measurements import Measurement
+from dim_hf.inference.prediction import Prediction
+
+LONGEST = 480  # pixels of a shown slice
+_LINE = 2  # pixels of a contour as shown
+_QUALITY = 90  # of JPEG; the masks are not packed with loss
+_EMPTY_TEXTS = {
+    "axial": "<b>No volume yet.</b><br>Upload a scan, or pick one of the examples.",
+    "coronal": "",
+    "sagittal": "",
+}
+EMPTY_CARDS = '<div class="cards empty"></div>'
+
+
+@dataclass(frozen=True, eq=False)
+class ViewedVolume:
+    """What is kept of a volume and its prediction, so that a slice is shown without predicting again.
+
+    Attributes:
+        name: What the visitor calls it; any text.
+        grey: (R, A, S) uint8, in `planes.patient_order`.
+        labels: (R, A, S) class ids.
+        spacing_mm: Along these axes.
+        id2label: Name of each class.
+        structures: Class ids by structure.
+    """
+
+    name: str
+    grey: np.ndarray
+    labels: np.ndarray
+    spacing_mm: tuple[float, float, float]
+    id2label: Mapping[int, str]
+    structures: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def of(cls, volume: Volume, prediction: Prediction, name: str) -> "ViewedVolume":
+        """From a volume and its prediction."""
+        grey = as_grey(volume.array, grey_window(volume.array))
+        turned = (patient_order(array, volume.affine) for array in (grey, prediction.labels))
+        return cls(name, *turned, patient_spacing(volume.affine), prediction.id2label, prediction.structures)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the voxels that are kept."""
+        return self.grey.nbytes + self.labels.nbytes
+
+    def slices(self, plane: str) -> int:
+        """Number of slices in a plane."""
+        return slice_count(self.grey, plane)
+
+    def start(self, plane: str) -> int:
+        """Position of the slice that is shown first: the one with most of what was found."""
+        return fullest_slice(self.labels, plane)
+
+
+def empty_figure(plane: str) -> str:
+    """What stands in the place of a slice while there is none."""
+    return f'<div class="viewer plane empty"><p>{_EMPTY_TEXTS[plane] or plane.capitalize()}</p></div>'
+
+
+def slice_figure(viewed: ViewedVolume, plane: str, position: int) -> str:
+    """One slice with its layers: areas and contours, which the page shows or hides without the server.
+
+    Args:
+        viewed: The volume.
+        plane: One of `planes.PLANES`.
+        position: From 0; the nearest slice is shown where there is none of that number.
+    """
+    count = viewed.slices(plane)
+    position = min(max(position, 0), count - 1)
+    pixels, labels = (cut(array, plane, position) for array in (viewed.grey, viewed.labels))
+    found = [name for name, classes in viewed.structures.items() if np.isin(labels, list(classes)).any()]
+    size = screen_size(pixels.shape, plane_spacing(viewed.spacing_mm, plane), LONGEST)
+    labels = resized(labels, size, is_label=True)
+    colors = class_colors(viewed.id2label)
+    said = f"{', '.join(found)} outlined" if found else "nothing outlined"
+    alt = html.escape(f"{viewed.name}: {plane} slice {position + 1} of {count}, {said}")
+    layers = [f'<img class="layer base" alt="{alt}" src="{_jpeg(resized(pixels, size, is_label=False))}">']
+    if found:
+        lines = _contours(labels, viewed.structures, colors)
+        layers += [
+            f'<img class="layer {kind}" alt="" aria-hidden="true" src="{_clear_png(areas, colors)}">'
+            for kind, areas in (("fill", labels), ("lines", lines))
+        ]
+    edges = "".join(
+        f'<span class="edge {side}" aria-hidden="true">{letter}</span>'
+        for side, letter in zip(("left", "right", "top", "bottom"), EDGES[plane], strict=True)
+    )
+    return f'<figure class="viewer plane">{"".join(layers)}{edges}</figure>'
+
+
+def volume_cards(viewed: ViewedVolume, prediction: Prediction) -> str:
+    """Numbers as tiles, the legend, and whether somebody should look again."""
+    tiles = [_tile(*_worded(measurement)) for measurement in prediction.measurements]
+    if prediction.drift is not None:
+        tiles.append(_tile("Scanner drift", f"{prediction.drift:.0%}", "of the training sites' scans are less unlike"))
+    size = "×".join(map(str, prediction.labels.shape))
+    spacing = " × ".join(f"{length:.3g}" for length in prediction.spacing_mm or ())
+    tiles.append(_tile("Scan", size, f"voxels of {spacing} mm"))
+    colors = class_colors(viewed.id2label)
+    return (
+        f'<div class="legends wide">{legend(viewed.id2label, colors)}</div>'
+        f'<div class="cards">{"".join(tiles)}</div>{_review(prediction)}'
+    )
+
+
+def review_reasons(prediction: Prediction) -> list[str]:
+    """Why a person should look at a mask again; empty where nothing speaks for it."""
+    reasons = []
+    if prediction.review:
+        reasons.append("The scan is unlike those that the model was trained on.")
+    missing = [part.structure for part in prediction.measurements if not part.pixels]
+    if missing:
+        reasons.append(f"Not found: {', '.join(missing)}.")
+    faces = [np.take(prediction.labels, end, axis) for axis in range(3) for end in (0, -1)]
+    if min(prediction.labels.shape) > 1 and any(face.any() for face in faces):
+        reasons.append("What was found touches the edge of the volume.")
+    return reasons
+
+
+def _worded(measurement: Measurement) -> tuple[str, str, str]:
+    value = f"{measurement.value:,.1f}" if measurement.unit == "ml" else f"{measurement.value:,.0f}"
+    title = f"{measurement.structure.capitalize()}, {measurement.quantity}"
+    return title, f"{value} {measurement.unit}", f"{measurement.pixels:,} voxels"
+
+
+def _tile(title: str, value: str, remark: str) -> str:
+    return (
+        f'<div class="tile"><span>{html.escape(title)}</span><b>{html.escape(value)}</b>'
+        f"<small>{html.escape(remark)}</small></div>"
+    )
+
+
+def _review(prediction: Prediction) -> str:
+    reasons = review_reasons(prediction)
+    if reasons:
+        return f'<p class="flag look" role="status"><b>Look again.</b> {html.escape(" ".join(reasons))}</p>'
+    known = "" if prediction.review is not None else " Likeness to the training scans is not known for this model."
+    calm = "<b>No reason for a second look was found.</b> This approves nothing."
+    return f'<p class="flag calm" role="status">{calm}{known}</p>'
+
+
+def _contours(labels: np.ndarray, structures: Mapping[str, Sequence[int]], colors: Mapping[int, Color]) -> np.ndarray:
+    """Class ids along the line around each structure, else 0; the line of an inner one lies on top."""
+    lines = np.zeros_like(labels)
+    drawn: set[int] = set()
+    for classes in sorted(structures.values(), key=len):
+        own = [index for index in classes if index not in drawn and index in colors]
+        drawn.update(classes)
+        if own:
+            edge = _thick_border(np.isin(labels, list(classes)))
+            lines[edge & (lines == 0)] = own[0]
+    return lines
+
+
+def _thick_border(mask: np.ndarray) -> np.ndarray:
+    """Some pixels wide, all within the mask."""
+    edge = border(mask)
+    for _ in range(_LINE - 1):
+        edge |= border(mask & ~edge)
+    return edge
+
+
+def _jpeg(pixels: np.ndarray) -> str:
+    file = BytesIO()
+    PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _clear_png(labels: np.ndarray, colors: Mapping[int, Color]) -> str:
+    """Classes in full color on a clear ground, as a picture of few bits."""
+    numbers = np.zeros(1 + max(int(labels.max()), *colors), np.uint8)
+    palette = [0, 0, 0]
+    for number, (index, color) in enumerate(list(colors.items())[:255], start=1):
+        numbers[index] = number
+        palette.extend(color)
+    picture = PIL.Image.fromarray(np.take(numbers, labels))
+    picture.putpalette(palette)
+    file = BytesIO()
+    picture.save(file, format="PNG", compress_level=1, transparency=0)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

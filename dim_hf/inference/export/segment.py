@@ -1,0 +1,147 @@
+"""Outlines one image with an exported model: onnxruntime and numpy are all it needs.
+
+    python segment.py image.png mask.png     # pictures need Pillow; arrays (.npy) need nothing
+
+Research software, not a medical device. The input of a model of volumes is an array (D, H, W), turned to RAS+ before:
+foot to head, back to front, left to right.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+try:
+    from intensity_dim_unet import default_range, local_contrast, to_unit, zscore
+except ImportError:  # within the package
+    from dim_hf.models.intensity_dim_unet import default_range, local_contrast, to_unit, zscore
+
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+_BILINEAR = 2
+
+
+def prepare(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    """An image as the network takes it.
+
+    Args:
+        image: (H, W), (H, W, C) or (C, H, W); (D, H, W) and the like for volumes. Integers, or floats in [0, 1].
+        settings: The processor's, as `preprocessor_config.json` and the model's metadata hold them.
+
+    Returns:
+        (1, num_channels, *S) float32.
+
+    Raises:
+        ValueError: If the image does not fit the settings.
+    """
+    dims, channels = settings["spatial_dims"], settings["num_channels"]
+    image = _channels_first(image, dims, channels)
+    pixels = _to_channels(image.astype(np.float32), channels)
+    size = settings["size"] if settings.get("do_resize") is not False else None
+    if size:
+        if settings["resample"] != _BILINEAR:
+            raise ValueError(f"the filter {settings['resample']} is not known here; resize the image before")
+        axes = ("depth", "height", "width")[-dims:]
+        lengths = [size.get(axis, length) for axis, length in zip(axes, pixels.shape[1:], strict=True)]
+        pixels = resize(pixels, lengths, antialias=True).astype(np.float32)
+    kind = settings["intensity"]
+    if kind == "zscore":
+        pixels = np.stack([zscore(channel) for channel in pixels])
+    elif kind == "percentile":
+        pixels = np.stack([to_unit(one, *np.percentile(one, settings["percentiles"])) for one in pixels])
+    elif kind == "local":
+        pixels = local_contrast(pixels)
+    elif kind == "range":
+        pixels = to_unit(pixels, *(settings["intensity_range"] or default_range(image, 0)))
+    else:
+        raise ValueError(f"the intensity {kind!r} is not known here")
+    return pixels[None]
+
+
+def _channels_first(image: np.ndarray, dims: int, channels: int) -> np.ndarray:
+    if image.ndim == dims:
+        return image[None]
+    if image.ndim != dims + 1:
+        raise ValueError(f"the image has the shape {image.shape}; give {dims} axes, and one of channels at most")
+    known = {1, 2, 3, 4, channels}
+    ends = {"first": image.shape[0], "last": image.shape[-1]}
+    exact = [end for end, length in ends.items() if length == channels]
+    likely = [end for end, length in ends.items() if length in known]
+    return image if (exact + likely + ["last"])[0] == "first" else np.moveaxis(image, -1, 0)
+
+
+def _to_channels(pixels: np.ndarray, wanted: int) -> np.ndarray:
+    if len(pixels) == wanted:
+        return pixels
+    if len(pixels) in (2, 4):  # the last one is transparency
+        pixels = pixels[:-1]
+    if len(pixels) == 1:
+        return np.repeat(pixels, wanted, axis=0)
+    if len(pixels) == 3 and wanted == 1:
+        return np.tensordot(_LUMA, pixels, axes=1)[None]
+    if len(pixels) != wanted:
+        raise ValueError(f"the image has {len(pixels)} channels, the model takes {wanted}")
+    return pixels
+
+
+def resize(array: np.ndarray, lengths: list[int], *, antialias: bool) -> np.ndarray:
+    """Linear interpolation of (C, *S) to (C, *lengths), one axis after the other.
+
+    With antialiasing it is Pillow's bilinear filter, without it that of `torch.nn.functional.interpolate`.
+    """
+    for axis, target in enumerate(lengths, start=1):
+        length = array.shape[axis]
+        if target == length:
+            continue
+        width = max(length / target, 1.0) if antialias else 1.0
+        centers = (np.arange(target) + 0.5) * length / target
+        weights = np.maximum(1 - np.abs(np.arange(length) + 0.5 - centers[:, None]) / width, 0)
+        weights /= weights.sum(axis=1, keepdims=True)
+        array = np.moveaxis(np.tensordot(weights, array, axes=(1, axis)), 0, axis)
+    return array
+
+
+def segment(session: Any, image: np.ndarray) -> np.ndarray:
+    """The mask of an image, on the image's own grid.
+
+    Args:
+        session: `onnxruntime.InferenceSession` of the exported model.
+        image: See `prepare`.
+
+    Returns:
+        (*S) class ids; `session.get_modelmeta().custom_metadata_map["id2label"]` names them.
+    """
+    settings = json.loads(session.get_modelmeta().custom_metadata_map["preprocessor_config"])
+    shape = _channels_first(image, settings["spatial_dims"], settings["num_channels"]).shape[1:]
+    (logits,) = session.run(["logits"], {"pixel_values": prepare(image, settings)})
+    return resize(logits[0], list(shape), antialias=False).argmax(axis=0).astype(np.uint8)
+
+
+def main(model: Path, source: str, target: str) -> None:
+    """Read an image, segment it and write the mask."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    if source.endswith(".npy"):
+        image = np.load(source)
+    else:
+        from PIL import Image
+
+        image = np.asarray(Image.open(source))
+    mask = segment(session, image)
+    if target.endswith(".npy"):
+        np.save(target, mask)
+    else:
+        from PIL import Image
+
+        Image.fromarray(mask).save(target)
+    names = json.loads(session.get_modelmeta().custom_metadata_map["id2label"])
+    for index, name in names.items():
+        print(f"{name}: {int((mask == int(index)).sum())} pixels")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(Path(__file__).with_name("model.onnx"), sys.argv[1], sys.argv[2])
