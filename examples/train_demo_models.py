@@ -20,7 +20,7 @@ from dim_hf.cli.errors import user_errors
 
 MODELS = Path(__file__).resolve().parents[1] / "dim_hf" / "demo" / "models"
 SHIPPED_BYTES = 4_000_000
-_SHIPPED = ("config.json", "model.safetensors", "preprocessor_config.json", "reference_statistics.json", "summary.csv")
+_SHIPPED = ("config.json", "model.safetensors", "preprocessor_config.json", "site_statistics.json", "summary.csv")
 _SHARED = (
     *("--hidden_sizes", "12", "24", "48", "96", "--labeled_batch_size", "4", "--unlabeled_batch_size", "4"),
     *("--learning_rate", "0.003", "--ema_decay", "0.98", "--teacher_buffers", "copied"),

@@ -30,8 +30,10 @@ def publish(folder):
 def with_dim_hf(folder):
     """Load with this package there: none of the repository's code may run."""
     import dim_hf  # noqa: F401
+    from dim_hf.inference.drift_file import find_statistics
 
     facts = {"plain": predictions(*load("org/seg")), "trusting": predictions(*load("org/seg", trust_remote_code=True))}
+    facts["statistics"] = [find_statistics(name) is not None for name in ("org/seg", "org/foreign", "org/none")]
     return facts | {"remote": sorted(name for name in sys.modules if name.startswith("transformers_modules"))}
 
 

@@ -87,7 +87,7 @@ def test_a_shell_that_nobody_knows_is_refused():
     assert CliRunner().invoke(main, ["completion", "csh"]).exit_code == 2
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "demo"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_shows_an_example_and_the_exit_codes(name):
     done = CliRunner().invoke(main, [name, "--help"])
     assert done.exit_code == 0

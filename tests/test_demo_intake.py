@@ -165,7 +165,7 @@ class TestPictures:
         values = np.full((32, 32), 0.5, np.float32)
         values[3, 4:6] = np.nan, np.inf
         PIL.Image.fromarray(values).save(tmp_path / "nan.tif")
-        assert "2 pixels of 1024" in refusal(load_picture, tmp_path / "nan.tif", SETTINGS)
+        assert "2 of 1024 pixels" in refusal(load_picture, tmp_path / "nan.tif", SETTINGS)
 
 
 class TestNamesAndKinds:
@@ -313,7 +313,7 @@ class TestVolumes:
         array[2, 3, 4:6] = value
         path = nifti_file(tmp_path / "nan.nii.gz", array)
         said = refusal(load_volume, path, tmp_path / "unused", SETTINGS)
-        assert f"2 voxels of {ARRAY.size}" in said
+        assert f"2 of {ARRAY.size} voxels" in said
 
     def test_headers_that_name_other_files_are_refused(self, tmp_path, no_decoding):
         itk_file(tmp_path / "a.mha", packed=False)

@@ -67,7 +67,9 @@ def test_equal_shares_are_worth_nothing_and_zero_shares_stay_finite(name):
 )
 def test_alpha_leads_through_the_family(alpha, name, factor):
     expected = factor * read_divergence(name, P, Q).value
-    assert read_divergence("alpha", P, Q, alpha).value == pytest.approx(expected, rel=1e-9)
+    found = read_divergence("alpha", P, Q, alpha)
+    assert found.value == pytest.approx(expected, rel=1e-9)
+    assert ("whose limit is" in draw_divergence(found)) == (alpha in (0, 1)), "f is another one there, and it is said"
 
 
 def test_ratios_and_terms_of_a_hand_made_case():
@@ -205,9 +207,8 @@ def test_colors_are_seen_on_light_and_dark(color, ground):
 
 
 def test_words_of_strangers_stay_words():
-    html = table(["<i>"], [["<script>alert(1)</script>", "&"]], "<b>") + svg.Panel("<u>", (0, 1), (0, 1)).axes(
-        (), (), '"'
-    )
+    html = table(["<i>", "&"], [["<script>alert(1)</script>", "&"]], "<b>")
+    html += svg.Panel("<u>", (0, 1), (0, 1)).axes((), (), '"')
     assert not re.search("<(script|i|b|u)>", html)
 
 

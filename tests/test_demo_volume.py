@@ -37,7 +37,7 @@ AFFINE = oblique((2, 0, 1), (1, -1, 1), (10, -20, 30))
 def demo(tmp_path):
     root = tmp_path / "server"
     (root / "sessions").mkdir(parents=True)
-    model = DemoModel("tiny", "Tiny", predictor(), "volume", "folder", "")
+    model = DemoModel("tiny", "Tiny", predictor(uncertainty="entropy"), "volume", "folder", "")
     store = SessionStore(DemoSettings(), root / "sessions", uploads=root)
     return Demo(DemoSettings(), DemoModels(model, model, model), store, root)
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from dim_hf.cli import main
-from dim_hf.inference.export import exporting
+from dim_hf.inference.export import exporting, segment
 from dim_hf.inference.export.exporting import compare, export_model
 from dim_hf.inference.export.graphs import FORMATS, GraphFormat, _pad_by_index, trace
 from dim_hf.inference.predictor import Predictor
@@ -152,6 +152,38 @@ def test_a_network_of_transformers_is_exported_too(tmp_path):
     assert not (tmp_path / "out" / "segment.py").exists(), "it knows DimImageProcessor alone"
 
 
+@pytest.mark.parametrize("intensity", ["range", "zscore", "percentile", "local"])
+@pytest.mark.parametrize(
+    ("settings", "shape", "kind"),
+    [
+        ({"num_channels": 3}, (21, 34), np.uint8),
+        ({"num_channels": 1, "size": {"height": 13, "width": 50}}, (40, 30, 3), np.uint16),
+        ({"num_channels": 3, "size": 16, "do_resize": False}, (20, 22, 4), np.uint8),
+        ({"num_channels": 1, "intensity_range": [0.2, 0.7]}, (1, 17, 9), np.float32),
+        ({"num_channels": 1, "spatial_dims": 3, "size": {"height": 11, "width": 8}}, (5, 19, 23), np.uint8),
+        ({"num_channels": 2, "spatial_dims": 3, "size": 6}, (2, 9, 9, 4), np.uint8),
+    ],
+)
+def test_the_script_prepares_images_as_the_processor_does(settings, shape, kind, intensity):
+    processor = DimImageProcessor(intensity=intensity, **settings)
+    generator = np.random.default_rng(0)
+    top = 1 if kind is np.float32 else np.iinfo(kind).max
+    image = (generator.random(shape) * top).astype(kind)
+    known = json.loads(exporting.describe(tiny_model(), processor, None, None)["preprocessor_config"])
+    expected = processor(image, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(segment.prepare(image, known), expected, atol=2e-5)
+
+
+def test_the_script_refuses_what_it_does_not_know():
+    known = {"num_channels": 1, "spatial_dims": 2, "intensity": "range", "size": {"height": 4, "width": 4}}
+    with pytest.raises(ValueError, match="the filter 3 is not known"):
+        segment.prepare(np.zeros((8, 8), np.uint8), known | {"resample": 3})
+    with pytest.raises(ValueError, match=r"the shape \(8,\)"):
+        segment.prepare(np.zeros(8, np.uint8), known)
+    with pytest.raises(ValueError, match="3 channels, the model takes 2"):
+        segment.prepare(np.zeros((8, 8, 3), np.uint8), known | {"num_channels": 2, "resample": 2})
+
+
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (8, 1), (7, 9), (16, 8), (8, 16), (5, 40)])
 def test_padding_in_integers_is_the_padding_of_the_network(size):
     model = tiny_model(hidden_sizes=[4, 4, 4, 4])
@@ -240,11 +272,8 @@ def test_plane_and_statistics_of_the_sites_travel_along(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "to_json", json.dumps)
     written = {}
     form = FORMATS["onnx"]
-    monkeypatch.setitem(
-        FORMATS,
-        "onnx",
-        GraphFormat(form.file, lambda _, path, texts: written.update(texts) or path.touch(), form.load),
-    )
+    texts = GraphFormat(form.file, lambda _, path, about: written.update(about) or path.touch(), form.load)
+    monkeypatch.setitem(FORMATS, "onnx", texts)
     export_model(str(tmp_path / "model"), tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["plane"] == written["plane"] == "sagittal"
     beside = (tmp_path / "out" / "site_statistics.json").read_text("utf-8")

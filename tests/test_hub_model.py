@@ -22,7 +22,7 @@ from dim_hf.hub.push import preview_push, push_run
 from dim_hf.hub.run_folder import file_sha256, read_finished_run
 from dim_hf.hub.staging import stage
 from dim_hf.hub.statements import Statements, completed, find_obstacles
-from dim_hf.metrics.case_files import read_cases_csv, write_cases_csv
+from dim_hf.metrics.case_files import read_cases_csv
 from tests.hub_runs import SAID, change_results, make_run, matches, on_one_width, state_hashes
 
 EXPECTED = Path(__file__).parent / "references" / "model_card.md"
@@ -161,33 +161,6 @@ def test_what_a_run_started_from_is_told_without_its_place(run, tmp_path):
     change_results(run, {"training": results["training"] | {"selected": selected, "started_from": older}})
     card = preview_push(run, NAME, SAID).card
     assert "(its weights: last step, but it goes back to a model chosen on TEST images (test-legacy))" in card
-
-
-def leave_volumes(run, **said):
-    """What `dim-hf evaluate --protocol volume-mm` leaves, of cases that look like volumes."""
-    folder = run / "evaluation-volume-mm"
-    folder.mkdir(exist_ok=True)
-    cases = [replace(case, unit="mm", hd95=7.25) for case in read_cases_csv(run / "cases.csv")]
-    write_cases_csv(cases, folder / "cases.csv", about={"protocol": "volume-mm"})
-    hashes = json.loads((run / "results.json").read_text())["sha256"]
-    (folder / "evaluation.json").write_text(json.dumps({"split": "test", "run_hashes": hashes} | said))
-
-
-def test_results_in_mm_are_shown_where_they_are_of_this_model(run, tmp_path):
-    leave_volumes(run)
-    folder = stage_run(run, tmp_path / "out")
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "HD95 (mm)" in card
-    assert "7.25" in card
-    assert "The first table is in pixels" in card
-    assert {case.unit for case in read_cases_csv(folder / "cases-volume-mm.csv")} == {"mm"}
-    names = {case.name for case in read_cases_csv(run / "cases.csv")}
-    assert not any(name in (folder / "cases-volume-mm.csv").read_text(encoding="utf-8") for name in names)
-    for other in ({"run_hashes": {"model.safetensors": "0"}}, {"split": "train"}, {"run_hashes": None}):
-        leave_volumes(run, **other)
-        preview = preview_push(run, NAME, SAID)
-        assert "HD95 (mm)" not in preview.card
-        assert not any("volume-mm" in path for path in preview.sizes)
 
 
 def test_labels_of_several_sites_have_no_gap(run):

@@ -21,7 +21,7 @@ FILES = {
     ".eval_results/dim-hf.yaml", ".gitattributes", "README.md", "cases.csv", "config.json",
     "configuration_dim_unet.py", "figures/curves.png", "figures/sites.png", "image_processing_dim_unet.py",
     "intensity_dim_unet.py", "job.json", "loss_dim_unet.py", "model.safetensors", "modeling_dim_unet.py",
-    "preprocessor_config.json", "results.json", "summary.csv",
+    "preprocessor_config.json", "results.json", "site_statistics.json", "summary.csv",
 }  # fmt: skip
 
 
@@ -171,6 +171,10 @@ def test_with_the_package_no_remote_code_runs(with_package):
     for found in (with_package["plain"], with_package["trusting"]):
         assert all(module.startswith("dim_hf.models.") for module in found["classes"]), found
     assert with_package["remote"] == []
+
+
+def test_statistics_of_the_sites_come_along_where_there_are_some(with_package):
+    assert with_package["statistics"] == [True, False, False]
 
 
 def test_remote_and_own_code_agree(with_package, loaded):

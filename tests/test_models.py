@@ -640,7 +640,7 @@ def test_code_travels_with_the_model_and_loads_where_the_package_is_unknown(tmp_
     """
     run_clean(save, tmp_path, PYTHONPATH=str(PACKAGE_ROOT))
     names = {path.name for path in folder.glob("*.py")}
-    stems = ("configuration", "modeling", "image_processing", "loss")
+    stems = ("configuration", "modeling", "image_processing", "intensity", "loss")
     assert names == {f"{stem}_dim_unet.py" for stem in stems}
 
     load = f"""

@@ -8,7 +8,7 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
 
 @click.command(
     context_settings=BOTH_SPELLINGS,
-    epilog="Limits are variables such as DIM_DEMO_MAX_FILE_BYTES (see dim_hf/demo/settings.py).\n\n\b\nExamples:\n"
+    epilog="Exit codes: 0 closed, 1 the demo cannot start, 2 wrong options.\n\nLimits are variables such as DIM_DEMO_MAX_FILE_BYTES (see dim_hf/demo/settings.py).\n\n\b\nExamples:\n"
     "  dim-hf demo\n"
     "  dim-hf demo --model runs/fundus --compare-model runs/supervised --port 7861",
 )
@@ -16,14 +16,7 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
 @click.option("--compare-model", envvar="DIM_COMPARE_MODEL", help="Second model of the tab Compare; a shipped one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for the network.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port.  [default: the first free one from 7860 on]")
-@click.option(
-    "--share",
-    type=click.Choice(["off"]),
-    default="off",
-    show_default=True,
-    help="The page is never passed on through a tunnel; there is no other choice.",
-)
-def command(model: str | None, compare_model: str | None, host: str, port: int | None, share: str) -> None:
+def command(model: str | None, compare_model: str | None, host: str, port: int | None) -> None:
     """Show the models in a browser: pictures, volumes, a comparison, batches, and how the method works.
 
     Works offline. Uploads stay on this machine, and are removed when their browser tab is closed. Research software,

@@ -167,12 +167,9 @@ def _evaluate(
     compared = files.compare_with(result, others)
     report = files.write_evaluation(result, folder, compared=compared)
     if as_json:
-        comparisons = {name: files.comparison_rows(one.found) for name, one in compared.items()}
-        values = {"provenance": result.provenance, "summary": result.summary, "comparisons": comparisons}
-        echo_json({"folder": folder, "report": report, **values})
-        return
-    click.echo(files.format_result(result, "text", compared=compared))
-    click.echo(f"\nReport: {report}")
+        echo_json(files.result_for_programs(result, compared=compared) | {"folder": folder, "report": report})
+    else:
+        click.echo(f"{files.format_result(result, 'text', compared=compared)}\n\nReport: {report}")
 
 
 def _folder_name(protocol: str, split: str) -> str:

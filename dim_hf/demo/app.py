@@ -5,6 +5,8 @@ import html
 import importlib
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -56,7 +58,7 @@ def create_app(settings: DemoSettings, models: DemoModels | None = None) -> gr.B
         with gr.Tabs(elem_id="tabs"):
             for module, label, name in _TABS:
                 with gr.Tab(label, id=name, elem_id=f"tab-{name}"):
-                    _build_tab(module, demo)
+                    importlib.import_module(f"dim_hf.demo.{module}").build(demo)
         gr.HTML(_footer(), elem_id="page-footer")
 
         def close(request: gr.Request) -> None:
@@ -122,6 +124,7 @@ def launch(settings: DemoSettings | None = None, *, host: str | None = None, por
 
     disable_progress_bar()  # of loading weights
     page = create_app(settings or DemoSettings.from_environment())
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # by default it would leave the visitors' files behind
     address = serve(page, host=host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1", port=port)
     print(f"The demo is at {address} (Ctrl-C ends it)", flush=True)
     page.block_thread()
@@ -151,17 +154,6 @@ def _sweep_regularly(store: SessionStore) -> None:
     stopped = threading.Event()
     atexit.register(stopped.set)
     threading.Thread(target=sweep, name="dim-demo-sweeper", daemon=True).start()
-
-
-def _build_tab(module: str, demo: Demo) -> None:
-    try:
-        tab = importlib.import_module(f"dim_hf.demo.{module}")
-    except ModuleNotFoundError as error:
-        if error.name != f"dim_hf.demo.{module}":
-            raise
-        gr.Markdown("In preparation.")
-        return
-    tab.build(demo)
 
 
 def _header(demo: Demo) -> str:

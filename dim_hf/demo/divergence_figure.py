@@ -142,9 +142,15 @@ def _divergence(name: str, alpha: float) -> tuple[FDivergence, float | None]:
     low, high = ALPHA_RANGE
     if not low <= alpha <= high:
         raise ValueError(f"alpha is {alpha:g}; choose one from {low:g} to {high:g}")
-    if min(abs(alpha), abs(alpha - 1)) < 0.01:
-        return F_DIVERGENCES["reverse_kl" if alpha < 0.5 else "kl"], alpha
-    return alpha_divergence(alpha), alpha
+    limit = _limit_of(alpha)
+    return F_DIVERGENCES[limit] if limit else alpha_divergence(alpha), alpha
+
+
+def _limit_of(alpha: float | None) -> str | None:
+    """The divergence that takes the place of the α-divergence where its formula is 0/0."""
+    if alpha is None or min(abs(alpha), abs(alpha - 1)) >= 0.01:
+        return None
+    return "reverse_kl" if alpha < 0.5 else "kl"
 
 
 def _value(divergence: FDivergence, p: Sequence[float], q: Sequence[float]) -> float:
@@ -203,6 +209,8 @@ def draw_divergence(reading: Reading) -> str:
     """
     wording = WORDINGS[reading.name]
     order = "" if reading.alpha is None else f", α = {reading.alpha:g}"
+    limit = _limit_of(reading.alpha)
+    order += f", whose limit is {WORDINGS[limit].title}" if limit else ""
     said = (
         f'<p class="result" role="status"><strong>D<sub>f</sub>(P‖Q) = {number(reading.value)}</strong> nats '
         f"({wording.title}{order}); the other way round, D<sub>f</sub>(Q‖P) = {number(reading.reverse)}. "
@@ -276,7 +284,7 @@ def _table_of_classes(reading: Reading) -> str:
         for name, p, q, t, term in zip(CLASSES, *columns, strict=True)
     ]
     rows.append(["sum", "100 %", "100 %", "", number(reading.value)])
-    wording = WORDINGS[reading.name]
+    wording = WORDINGS[_limit_of(reading.alpha) or reading.name]
     return table(
         ["Class", "P", "Q", "t = P/Q", "Q f(t)"],
         rows,

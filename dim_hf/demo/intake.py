@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import struct
 import zipfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from dim_hf.data.volumes.volume import (
     read_volume,
 )
 from dim_hf.demo.file_kinds import check_kind, checked_size, occurrences, shown_name, told
+from dim_hf.demo.picture_structure import check_structure
 from dim_hf.demo.refusals import Refusal
 from dim_hf.demo.settings import DemoSettings
 
@@ -28,7 +28,6 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".mha", ".nrrd", ".zip")
 
 _SHORTEST_SIDE, _MOST_ELONGATED = 16, 20  # pixels; longer side over shorter one
-_MOST_SCANS = 100  # of a JPEG; encoders make about ten, and each costs a pass over all pixels
 _SHORTEST_AXIS, _LONGEST_AXIS = 8, 2048  # voxels; two axes must have the former
 _SPACINGS_MM = (1e-3, 100.0)
 _LARGEST_VALUE = 1e30  # float32 still calculates with it
@@ -57,10 +56,7 @@ def check_picture(path: str | os.PathLike, settings: DemoSettings) -> Path:
     """
     path = checked_size(path, settings)
     ending = check_kind(path, PICTURE_ENDINGS)
-    if ending in (".tif", ".tiff"):
-        _refuse_pages(path)
-    elif ending in (".jpg", ".jpeg"):
-        _refuse_scans(path)
+    check_structure(path, ending)
     with told(path), open_picture(path, max_pixels=settings.max_pixels) as (image, _):
         width, height = image.size
     shorter, longer = sorted((width, height))
@@ -159,28 +155,6 @@ def unpack_dicom_zip(path: str | os.PathLike, folder: Path, settings: DemoSettin
         return unpack(path, folder, max_bytes=settings.max_unpacked_bytes, max_files=settings.max_zip_entries)
 
 
-def _refuse_pages(path: Path) -> None:
-    """By the first directory alone: counting the pages of a hostile TIFF takes hours."""
-    with path.open("rb") as file:
-        order = "<" if file.read(4)[:2] == b"II" else ">"
-        try:
-            (first,) = struct.unpack(f"{order}I", file.read(4))
-            file.seek(first)
-            (entries,) = struct.unpack(f"{order}H", file.read(2))
-            file.seek(first + 2 + 12 * entries)
-            (following,) = struct.unpack(f"{order}I", file.read(4))
-        except struct.error:
-            raise Refusal(f"{shown_name(path)} is cut short; copy or export it again.") from None
-    if following:
-        raise Refusal(f"{shown_name(path)} holds several pages; save the one you mean as a file of its own.")
-
-
-def _refuse_scans(path: Path) -> None:
-    scans = occurrences(path, b"\xff\xda", _MOST_SCANS)
-    if scans > _MOST_SCANS:
-        raise Refusal(f"{shown_name(path)} is a JPEG of more than {_MOST_SCANS} scans; save it again, or as PNG.")
-
-
 def _refuse_detached(path: Path, names_data: re.Pattern[bytes]) -> None:
     with path.open("rb") as file:
         head = file.read(_TEXT_HEADER_BYTES)
@@ -225,8 +199,8 @@ def _refuse_values(array: np.ndarray, path: Path, noun: str) -> None:
     )
     if count:
         raise Refusal(
-            f"{shown_name(path)} has {count} {noun} of {array.size} that are NaN, infinite or beyond "
-            f"{_LARGEST_VALUE:g}; replace them, e.g. by 0, and save it again."
+            f"{shown_name(path)} holds NaN, infinity or values beyond {_LARGEST_VALUE:g} in {count} of {array.size} "
+            f"{noun}; replace them, e.g. by 0, and save it again."
         )
 
 

@@ -28,7 +28,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, mark
         )
     return (
         f'<p class="quiet caption">{escape(caption)}</p>'
-        f'<div class="dim-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="plain">'
+        f'<div class="dim-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="scores">'
         f"<thead><tr>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,9 @@ def _lay_out(thumbnails: Sequence[Path]) -> _Fields:
                 elem_id="volume-examples",
             )
         with gr.Column(scale=7, min_width=320):
-            notice = gr.HTML("", elem_id="volume-notice", elem_classes="notices")
-            numbers = gr.HTML(EMPTY_CARDS, elem_id="volume-numbers")
+            with gr.Column(elem_id="volume-findings"):
+                notice = gr.HTML("", elem_id="volume-notice", elem_classes="notices")
+                numbers = gr.HTML(EMPTY_CARDS, elem_id="volume-numbers")
             with gr.Row(elem_classes="downloads"):
                 mask = gr.DownloadButton("Mask (NIfTI)", interactive=False, elem_id="volume-mask")
                 table = gr.DownloadButton("Measurements (CSV)", interactive=False, elem_id="volume-table")
@@ -219,7 +220,9 @@ def write_files(upload: Path, prediction: Prediction, name: str, folder: Path) -
     table = folder / f"{stem}_measurements.csv"
     write_measurements([(name, prediction.measurements)], table)
     if upload.name.lower().endswith((".nii", ".nii.gz")):
-        files = write_prediction(prediction, Case(name, (upload,), f"{stem}_mask"), folder)
+        # Without its maps, which nobody asked for: they are four times as large.
+        alone = replace(prediction, probabilities=None, uncertainty=None)
+        files = write_prediction(alone, Case(name, (upload,), f"{stem}_mask"), folder)
         return folder / files[0], table
     mask = folder / f"{stem}_mask.nii.gz"
     assert prediction.affine is not None

@@ -1,16 +1,13 @@
 """What the volume tab shows of a prediction: slices in layers that the browser mixes, numbers, and what to look at."""
 
-import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
-import PIL.Image
 
 from dim_hf.data.volumes.volume import Volume
-from dim_hf.demo.drawing import Color, border, class_colors, legend, resized, screen_size
+from dim_hf.demo.drawing import class_colors, clear_png, contours, jpeg, legend, resized, screen_size
 from dim_hf.demo.planes import (
     EDGES,
     as_grey,
@@ -27,7 +24,6 @@ from dim_hf.inference.prediction import Prediction
 
 LONGEST = 480  # pixels of a shown slice
 _LINE = 2  # pixels of a contour as shown
-_QUALITY = 90  # of JPEG; the masks are not packed with loss
 _EMPTY_TEXTS = {
     "axial": "<b>No volume yet.</b><br>Upload a scan, or pick one of the examples.",
     "coronal": "",
@@ -99,11 +95,11 @@ def slice_figure(viewed: ViewedVolume, plane: str, position: int) -> str:
     colors = class_colors(viewed.id2label)
     said = f"{', '.join(found)} outlined" if found else "nothing outlined"
     alt = html.escape(f"{viewed.name}: {plane} slice {position + 1} of {count}, {said}")
-    layers = [f'<img class="layer base" alt="{alt}" src="{_jpeg(resized(pixels, size, is_label=False))}">']
+    layers = [f'<img class="layer base" alt="{alt}" src="{jpeg(resized(pixels, size, is_label=False))}">']
     if found:
-        lines = _contours(labels, viewed.structures, colors)
+        lines = contours(labels, viewed.structures, colors, _LINE)
         layers += [
-            f'<img class="layer {kind}" alt="" aria-hidden="true" src="{_clear_png(areas, colors)}">'
+            f'<img class="layer {kind}" alt="" aria-hidden="true" src="{clear_png(areas, colors)}">'
             for kind, areas in (("fill", labels), ("lines", lines))
         ]
     edges = "".join(
@@ -162,44 +158,3 @@ def _review(prediction: Prediction) -> str:
     known = "" if prediction.review is not None else " Likeness to the training scans is not known for this model."
     calm = "<b>No reason for a second look was found.</b> This approves nothing."
     return f'<p class="flag calm" role="status">{calm}{known}</p>'
-
-
-def _contours(labels: np.ndarray, structures: Mapping[str, Sequence[int]], colors: Mapping[int, Color]) -> np.ndarray:
-    """Class ids along the line around each structure, else 0; the line of an inner one lies on top."""
-    lines = np.zeros_like(labels)
-    drawn: set[int] = set()
-    for classes in sorted(structures.values(), key=len):
-        own = [index for index in classes if index not in drawn and index in colors]
-        drawn.update(classes)
-        if own:
-            edge = _thick_border(np.isin(labels, list(classes)))
-            lines[edge & (lines == 0)] = own[0]
-    return lines
-
-
-def _thick_border(mask: np.ndarray) -> np.ndarray:
-    """Some pixels wide, all within the mask."""
-    edge = border(mask)
-    for _ in range(_LINE - 1):
-        edge |= border(mask & ~edge)
-    return edge
-
-
-def _jpeg(pixels: np.ndarray) -> str:
-    file = BytesIO()
-    PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(file, format="JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
-def _clear_png(labels: np.ndarray, colors: Mapping[int, Color]) -> str:
-    """Classes in full color on a clear ground, as a picture of few bits."""
-    numbers = np.zeros(1 + max(int(labels.max()), *colors), np.uint8)
-    palette = [0, 0, 0]
-    for number, (index, color) in enumerate(list(colors.items())[:255], start=1):
-        numbers[index] = number
-        palette.extend(color)
-    picture = PIL.Image.fromarray(np.take(numbers, labels))
-    picture.putpalette(palette)
-    file = BytesIO()
-    picture.save(file, format="PNG", compress_level=1, transparency=0)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -247,11 +247,18 @@ def compare_files_for_programs(first: str, second: str, metric: str = "dice") ->
         "a": {"name": first, "protocol": a.protocol, "selection": a.selection},
         "b": {"name": second, "protocol": b.protocol, "selection": b.selection},
         "metric": metric,
-        "rows": comparison_rows(found),
+        "rows": _comparison_rows(found),
     }
 
 
-def comparison_rows(found: Mapping[Key, PairedComparison]) -> list[dict[str, Any]]:
+def result_for_programs(result: EvaluationResult, *, compared: Mapping[str, Comparison]) -> dict[str, Any]:
+    """What `format_result` says, as a record: provenance, summary, comparisons and drift. Args: see there."""
+    comparisons = {name: _comparison_rows(one.found) for name, one in compared.items()}
+    about = {"provenance": result.provenance, "summary": result.summary, "comparisons": comparisons}
+    return about | ({"drift": drift_facts(result)} if result.drift else {})
+
+
+def _comparison_rows(found: Mapping[Key, PairedComparison]) -> list[dict[str, Any]]:
     """Comparisons as a list of records, each with its domain and structure."""
     return [{"domain": domain, "structure": name} | asdict(one) for (domain, name), one in found.items()]
 

@@ -23,7 +23,7 @@ class Prediction:
         probabilities: (K, *S) float32; None unless asked for.
         uncertainty: (*S) float32 in [0, 1]; None unless asked for.
         drift: How unlike the images of the sites that the model saw this one is, in [0, 1]: the share of images of
-            those sites that are less unlike (see `drift.DriftReference`); None where the model has no statistics.
+            those sites that are less unlike, see `drift.SiteStatistics.scores`; None where it has no statistics.
         review: Whether a person should look at it, since `drift` is above the threshold of the statistics; None where
             there is none.
     """

@@ -20,14 +20,15 @@ from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
 from dim_hf.data.volumes.slices import plane_in
-from dim_hf.metrics.cases import CaseResult, score_case
-from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, check_names, site_table
+from dim_hf.metrics.cases import CaseResult
+from dim_hf.metrics.report import SiteTable, check_names, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.checkpoints import RESUME_HINT, checkpoints_in, step_of
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, JobTrainingArguments, ModelArguments
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
+from dim_hf.trainer.job_scores import score_test_sets, training_cost, validation_scores
 from dim_hf.trainer.job_statistics import write_site_statistics
 from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.preflight import run_dry
@@ -224,13 +225,14 @@ def _run(job: Job, cache: SampleCache) -> JobResult:
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     predictions, cases = score_test_sets(trainer, test)
+    validation = validation_scores(trainer)  # all processes predict
     table = site_table(cases)
     result = JobResult(Path(job.training.output_dir), table, cases, predictions, trainer, test)
     if trainer.is_world_process_zero():
         summary = {
             "training": trainer.training_summary(),
-            "cost": _cost(trained.metrics, trainer),
-            "validation": _validation_scores(trainer),
+            "cost": training_cost(trained.metrics, trainer),
+            "validation": validation,
             "split": split.summary(),
             "job": job_as_json(job),
         }
@@ -303,31 +305,6 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
     (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def score_test_sets(
-    trainer: DimTrainer, test: dict[str, SegmentationDataset]
-) -> tuple[dict[str, np.ndarray], list[CaseResult]]:
-    """Predict and score every test image with the scored model, at the network's resolution, in pixels."""
-    predictions: dict[str, np.ndarray] = {}
-    cases: list[CaseResult] = []
-    for domain, dataset in test.items():
-        output = trainer.predict(dataset, metric_key_prefix=f"test_{domain}")
-        predictions[domain] = output.predictions.astype(np.uint8)
-        names, patients = dataset.rows["name"], dataset.rows["patient"]
-        for index, (predicted, reference) in enumerate(zip(output.predictions, output.label_ids, strict=True)):
-            cases += score_case(
-                predicted, reference, trainer.structures, domain=domain, patient=patients[index], name=names[index]
-            )
-    return predictions, cases
-
-
-def _validation_scores(trainer: DimTrainer) -> dict[str, float] | None:
-    """Dice of the saved model on the validation images, by structure and their mean; None where there are none."""
-    if not trainer.eval_dataset or trainer.args.select == "test-legacy":
-        return None
-    rows = site_table(score_test_sets(trainer, trainer.eval_dataset)[1]).rows
-    return {row.structure: row.means["dice"] for row in rows if row.domain != MEAN_OF_SITES}
-
-
 def _processor_of(job: Job, source: Source) -> Any:
     if job.model.model_name_or_path:
         processor = AutoImageProcessor.from_pretrained(job.model.model_name_or_path)
@@ -382,22 +359,6 @@ def _parse_structures(text: str | None) -> dict[str, list[int]] | None:
     if not isinstance(structures, dict) or not all(isinstance(classes, list) for classes in structures.values()):
         raise ValueError(f"structures must map names to lists of class ids, got {text}")
     return structures
-
-
-def _cost(metrics: dict[str, float], trainer: DimTrainer) -> dict[str, float | None]:
-    """Seconds a step and images a second over the whole training (validation included), peak memory in GiB.
-
-    The memory is the GPU's; None on a CPU, where a process knows no more than its maximum since it started, whatever
-    else ran in it before.
-    """
-    images = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-    rate = metrics["train_steps_per_second"]
-    on_gpu = trainer.args.device.type == "cuda"
-    return {
-        "seconds_per_step": 1 / rate if rate else None,  # a finished run that was resumed takes no step
-        "images_per_second": rate * images * trainer.args.world_size if rate else None,
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-    }
 
 
 def job_as_json(job: Job) -> dict[str, Any]:

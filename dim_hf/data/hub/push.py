@@ -135,8 +135,7 @@ def push_dataset(
         obstacles += [str(fault) for fault in find_faults(rows, description.num_labels, progress=progress)]
     _refuse(repo_id, obstacles)
     require_token(repo_id, token)
-    api = HfApi(token=token)
-    target = Target(repo_id, "dataset", marker=FILE_NAME, stale=(f"{DATA_FOLDER}/*",), private=private)
+    api, target = HfApi(token=token), Target(repo_id, "dataset", FILE_NAME, (f"{DATA_FOLDER}/*",), private)
     with TemporaryDirectory(prefix="dim_hf_push_") as name, progress_bars(progress), hub_errors(repo_id, "pushed"):
         remote = remote_state(api, target)
         parts = write_parts(rows, Path(name), max_shard_bytes=max_shard_bytes, progress=progress)

@@ -139,8 +139,11 @@ def _write_torch_export(program: torch.export.ExportedProgram, path: Path, texts
 
 def _load_torch_export(path: Path) -> Run:
     with quiet():
-        # The guards that tracing finds are stricter than the graph, which holds for small images, too.
-        module = torch.export.load(path).module(check_guards=False)
+        program = torch.export.load(path)
+        try:  # the guards that tracing finds are stricter than the graph, which holds for small images, too
+            module = program.module(check_guards=False)
+        except TypeError:  # earlier versions of torch check none
+            module = program.module()
 
     def run(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():

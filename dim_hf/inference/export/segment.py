@@ -38,9 +38,9 @@ def prepare(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     dims, channels = settings["spatial_dims"], settings["num_channels"]
     image = _channels_first(image, dims, channels)
     pixels = _to_channels(image.astype(np.float32), channels)
-    size = settings["size"] if settings.get("do_resize") is not False else None
+    size = settings.get("size") if settings.get("do_resize") is not False else None
     if size:
-        if settings["resample"] != _BILINEAR:
+        if settings.get("resample", _BILINEAR) != _BILINEAR:
             raise ValueError(f"the filter {settings['resample']} is not known here; resize the image before")
         axes = ("depth", "height", "width")[-dims:]
         lengths = [size.get(axis, length) for axis, length in zip(axes, pixels.shape[1:], strict=True)]
@@ -53,7 +53,7 @@ def prepare(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     elif kind == "local":
         pixels = local_contrast(pixels)
     elif kind == "range":
-        pixels = to_unit(pixels, *(settings["intensity_range"] or default_range(image, 0)))
+        pixels = to_unit(pixels, *(settings.get("intensity_range") or default_range(image, 0)))
     else:
         raise ValueError(f"the intensity {kind!r} is not known here")
     return pixels[None]
@@ -115,7 +115,8 @@ def segment(session: Any, image: np.ndarray) -> np.ndarray:
     settings = json.loads(session.get_modelmeta().custom_metadata_map["preprocessor_config"])
     shape = _channels_first(image, settings["spatial_dims"], settings["num_channels"]).shape[1:]
     (logits,) = session.run(["logits"], {"pixel_values": prepare(image, settings)})
-    return resize(logits[0], list(shape), antialias=False).argmax(axis=0).astype(np.uint8)
+    mask = resize(logits[0], list(shape), antialias=False).argmax(axis=0)
+    return mask.astype(np.uint8 if len(logits[0]) <= 256 else np.uint16)
 
 
 def main(model: Path, source: str, target: str) -> None:
