@@ -95,6 +95,19 @@ def test_rows_count_flags_and_bad_cases_of_each_site():
     assert all(row.auc.mean == 0.5 for row in drift_rows(sample(find_bad=False))[:2])
 
 
+def test_unseen_sites_are_told_from_seen_ones_by_the_rank_of_their_scores():
+    result = sample()
+    *sites, together = drift_rows(result)
+    unseen = [value for (domain, _), value in result.drift.scores.items() if domain != "seen site"]
+    seen = [value for (domain, _), value in result.drift.scores.items() if domain == "seen site"]
+    expected = mannwhitneyu(unseen, seen).statistic / (len(unseen) * len(seen))
+    assert together.unseen_auc.mean == pytest.approx(expected)
+    assert all(row.unseen_auc is None for row in sites)
+    assert f"AUC for telling unseen sites from seen ones: {expected:.2f}" in format_result(result)
+    all_seen = replace(result, drift=replace(result.drift, seen_sites=("seen site", "new | site", "third")))
+    assert drift_rows(all_seen)[-1].unseen_auc is None
+
+
 def test_nothing_is_said_without_statistics():
     without = replace(sample(), drift=None)
     assert drift_rows(without) == drift_table(without) == format_drift(without) == []

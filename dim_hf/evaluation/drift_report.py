@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from dim_hf.evaluation.report_tables import Cell, Group, Table, number
 from dim_hf.evaluation.result import Drift, EvaluationResult
@@ -31,6 +31,7 @@ class DriftRow:
         bad: Cases with a mean Dice below `BAD_DICE`.
         found: Bad cases for review.
         auc: Of the score for bad cases; its mean is NaN where none or all of the cases are bad.
+        unseen_auc: Of the score for cases of unseen sites; None but of all cases, from seen and from unseen sites.
     """
 
     domain: str
@@ -41,6 +42,7 @@ class DriftRow:
     bad: int
     found: int
     auc: Interval
+    unseen_auc: Interval | None = None
 
 
 def drift_rows(result: EvaluationResult) -> list[DriftRow]:
@@ -65,9 +67,16 @@ def drift_rows(result: EvaluationResult) -> list[DriftRow]:
         scores, bad = [drift.scores[key] for key in own], [dices[key] < BAD_DICE for key in own]
         flags = [score >= drift.threshold for score in scores]
         found = sum(flag and is_bad for flag, is_bad in zip(flags, bad, strict=True))
-        auc = detection_auc(scores, bad, [patients[key] for key in own])
-        seen = None if own is keys else domain in drift.seen_sites
-        rows.append(DriftRow(domain, seen, len(own), mean_of_defined(scores), sum(flags), sum(bad), found, auc))
+        names = [patients[key] for key in own]
+        auc = detection_auc(scores, bad, names)
+        seen = domain in drift.seen_sites
+        row = DriftRow(domain, seen, len(own), mean_of_defined(scores), sum(flags), sum(bad), found, auc)
+        if own is keys:
+            unseen = [key[0] not in drift.seen_sites for key in own]
+            row = replace(row, seen=None)
+            if 0 < sum(unseen) < len(own):
+                row = replace(row, unseen_auc=detection_auc(scores, unseen, names))
+        rows.append(row)
     return rows
 
 
@@ -117,6 +126,7 @@ def drift_caption(drift: Drift, rows: Sequence[DriftRow]) -> str:
         f"calibrated on {drift.calibrated_on}).",
         f"Bad: mean Dice below {BAD_DICE}. AUC: probability that a bad case has the higher score, with its "
         f"{100 * LEVEL:g} % interval (percentile bootstrap over patients, {RESAMPLES:,} resamples); 0.5 is chance.",
+        *(_unseen(row.unseen_auc) for row in rows if row.unseen_auc is not None),
         "“–”: not defined, since none or all of the cases are bad."
         if any(math.isnan(r.auc.mean) for r in rows)
         else "",
@@ -125,6 +135,11 @@ def drift_caption(drift: Drift, rows: Sequence[DriftRow]) -> str:
         else "",
     ]
     return " ".join(filter(None, parts))
+
+
+def _unseen(auc: Interval) -> str:
+    ends = "" if math.isnan(auc.low) else f" [{number(auc.low, 2)}, {number(auc.high, 2)}]"
+    return f"AUC for telling unseen sites from seen ones: {number(auc.mean, 2)}{ends}."
 
 
 def _marks(row: DriftRow) -> list[str]:
