@@ -8,7 +8,8 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
 
 @click.command(
     context_settings=BOTH_SPELLINGS,
-    epilog="Exit codes: 0 closed, 1 the demo cannot start, 2 wrong options.\n\nLimits are variables such as DIM_DEMO_MAX_FILE_BYTES (see dim_hf/demo/settings.py).\n\n\b\nExamples:\n"
+    epilog="Exit codes: 0 closed, 1 the demo cannot start, 2 wrong options.\n\n"
+    "Limits are variables such as DIM_DEMO_MAX_FILE_BYTES (see dim_hf/demo/settings.py).\n\n\b\nExamples:\n"
     "  dim-hf demo\n"
     "  dim-hf demo --model runs/fundus --compare-model runs/supervised --port 7861",
 )
