@@ -44,7 +44,7 @@ STAGE2 = {
     "divergence_estimator": "conditional",
     "rho": 0.02,
 }
-ROWS = ["supervised", "teacher-student", "dim", "teacher-student-unadapted", "upper-bound"]
+ROWS = ["stage1", "supervised", "teacher-student", "dim", "teacher-student-unadapted", "upper-bound"]
 
 
 def write_study(folder, **changes):
@@ -78,7 +78,7 @@ def test_a_study_file_is_two_configurations_and_lists(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": ["bcp"]}, "unknown rows bcp: choose from supervised"),
+        ({"rows": ["bcp"]}, "unknown rows bcp: choose from stage1"),
         ({"seeds": []}, "seeds of the study is empty"),
         ({"sedes": [1]}, "must have the keys"),
         ({"stage1": {"config": "absent.yaml"}}, "cannot read the configuration"),
@@ -121,7 +121,7 @@ def read(folder, name):
 @pytest.mark.slow
 def test_every_cell_leaves_a_file_without_places_and_names(finished):
     folder, files = finished
-    assert len(files) == len(set(files)) == 9  # four rows in two domains, and the upper bound once
+    assert len(files) == len(set(files)) == 11  # five rows in two domains, and the upper bound once
     for file in files:
         text = file.read_text()
         assert str(folder) not in text
@@ -131,7 +131,7 @@ def test_every_cell_leaves_a_file_without_places_and_names(finished):
         record = json.loads(text)
         assert record["code"] == {"git_revision": "abc", "sources_sha256": record["code"]["sources_sha256"]}
         assert len(record["split"]["validation"]["names_sha256"]) == 64
-        assert record["steps"] == [3, 2]
+        assert record["steps"] == ([3] if record["row"] == "stage1" else [3, 2])
     names = {row["name"] for row in rows_of(folder)}
     assert not any(name in file.read_text() for name in names for file in files)
 
@@ -157,8 +157,9 @@ def test_rows_share_their_start_and_differ_in_the_method_only(finished):
     records = [read(folder, f"camera_a-{row}") for row in ROWS[:-1]]
     assert len({json.dumps(record["split"]) for record in records}) == 1
     assert len({json.dumps(record["settings"]["stage1"]) for record in records}) == 1
-    assert records[0]["settings"]["stage2"]["consistency_weight"] == 0
-    assert records[0]["share_adaptation"] is None
+    assert list(records[0]["settings"]) == ["stage1"]
+    assert records[1]["settings"]["stage2"]["consistency_weight"] == 0
+    assert records[1]["share_adaptation"] is None
     upper = read(folder, "all-upper-bound")
     assert set(upper["split"]["labeled"]["domains"]) == {f"camera_{letter}" for letter in "abcd"}
 
@@ -207,7 +208,7 @@ def test_complete_cells_are_passed_over_and_other_jobs_refused(finished):
     changed = StudyRunner(
         load_study(folder / "tiny.yaml", ["--optim", "sgd"]), folder / "runs", folder / "results", ""
     )
-    with pytest.raises(ValueError, match=r"supervised-seed0\.json was made with other optim"):
+    with pytest.raises(ValueError, match=r"stage1-seed0\.json was made with other optim"):
         list(changed.run())
     files[0].unlink()  # as if it had been interrupted after the training
     assert [file for _, file in again.run()] == files

@@ -7,6 +7,7 @@ INTENSITIES = ("range", "zscore", "percentile", "local")
 _DTYPE_RANGES = {"bool": (0.0, 1.0), "uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}
 # A spread below this share of the largest magnitude is rounding noise of float32, not contrast.
 _FLAT = 1e-6
+_IN_TRAINING = "To train a model, set intensity_range=(low, high), or use intensity='zscore' or 'percentile'."
 _SLACK = 1e-3  # by how much a float image may leave [0, 1]: interpolation overshoots a little
 _LOCAL_WINDOW = 0.25  # half the window of "local" as a share of each axis
 _LOCAL_FLOOR = 0.1  # added to the local deviation, in deviations of the image: flat regions stay flat
@@ -27,13 +28,14 @@ def default_range(image: np.ndarray, index: int) -> tuple[float, float]:
         bounds = (0.0, 1.0)
         if image.min() < -_SLACK or image.max() > 1 + _SLACK:
             raise ValueError(
-                f"image {index} is of {image.dtype} with values in [{image.min()}, {image.max()}], not [0, 1]; set "
-                "intensity_range=(low, high), or use intensity='zscore' or 'percentile'."
+                f"image {index} is of {image.dtype} with values in [{image.min()}, {image.max()}]; the model expects "
+                f"values in [0, 1]: rescale the image. {_IN_TRAINING}"
             )
     if bounds is None:
         raise ValueError(
-            f"image {index} is of {image.dtype}, which has no default range; set intensity_range=(low, high), or use "
-            "intensity='zscore' or 'percentile'."
+            f"image {index} is of {image.dtype} with values in [{image.min()}, {image.max()}], a type with no range of "
+            "its own; the model expects values in [0, 255] of uint8, in [0, 65535] of uint16 or in [0, 1] of floats: "
+            f"rescale the image to one of these. {_IN_TRAINING}"
         )
     return bounds
 

@@ -27,14 +27,16 @@ from dim_hf.trainer.job import refuse_other_job, relevant_fields, run_job
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, config_words, field_words, job_with
 from dim_hf.trainer.job_report import RESULTS_FILE
 
+STAGE1 = "stage1"
 UNADAPTED = "teacher-student-unadapted"
-ROWS = (*ABLATIONS, UNADAPTED, UPPER_BOUND)
-"""The ablations; teacher-student learning without `share_adaptation`; and supervision by the labels of all domains."""
+ROWS = (STAGE1, *ABLATIONS, UNADAPTED, UPPER_BOUND)
+"""The supervised start by itself, in fewer steps; the ablations; teacher-student learning without `share_adaptation`;
+supervision by the labels of all domains."""
 
 ALL_DOMAINS = "all"
 # Where something lies, on this machine; the data set is known by the hashes of the split.
 _PLACES = ("dataset", "model_name_or_path")
-_SUPERVISED = (*(row for row, off in ABLATIONS.items() if "consistency" in off), UPPER_BOUND)
+_SUPERVISED = (STAGE1, *(row for row, off in ABLATIONS.items() if "consistency" in off), UPPER_BOUND)
 
 
 @dataclass(frozen=True)
@@ -166,14 +168,19 @@ class StudyRunner:
 
     def _settings(self, cell: Cell, strength: float | None) -> dict[str, dict[str, Any]]:
         start = self._stage1_job(cell)
+        if cell.row == STAGE1:
+            return {"stage1": _described(start)}
         job = self._stage2_job(cell, strength, Path(start.training.output_dir))
         return {"stage1": _described(start), "stage2": _described(job)}
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         strength, choice = self._strength(cell)
-        start, first = self._stage1(cell)
-        job = self._stage2_job(cell, strength, start)
-        results, cases = self._finished(job)
+        stage1_job = self._stage1_job(cell)
+        stages = [self._finished(stage1_job)]
+        if cell.row != STAGE1:
+            start = Path(stage1_job.training.output_dir)
+            stages.append(self._finished(self._stage2_job(cell, strength, start)))
+        results, cases = stages[-1]
         return {
             "study": self.study.name,
             "row": cell.row,
@@ -182,11 +189,11 @@ class StudyRunner:
             "share_adaptation": strength,
             "share_choice": choice,
             "selected": results["training"]["selected"],
-            "steps": [each["training"]["max_steps"] for each in (first, results)],
+            "steps": [each["training"]["max_steps"] for each, _ in stages],
             "validation": results["validation"],
             "scores": _scores(cases),
             "cases": _case_lists(cases),
-            "cost": {"stage1": first["cost"], "stage2": results["cost"]},
+            "cost": {f"stage{number}": each["cost"] for number, (each, _) in enumerate(stages, start=1)},
             "split": results["split"],
             "settings": self._settings(cell, strength),
             "environment": results["environment"],
@@ -202,7 +209,9 @@ class StudyRunner:
             return 0.0, None
         if len(strengths) == 1:
             return strengths[0], None
-        start, _ = self._stage1(cell)
+        stage1_job = self._stage1_job(cell)
+        self._finished(stage1_job)
+        start = Path(stage1_job.training.output_dir)
         reference = Cell("teacher-student", cell.labeled_domain, cell.seed)
         dices = {}
         for strength in strengths:
@@ -214,10 +223,6 @@ class StudyRunner:
             dices[strength] = _mean(results["validation"])
         best = max(strengths, key=dices.__getitem__)  # the first of equals, and they are sorted
         return best, {str(strength): dice for strength, dice in dices.items()}
-
-    def _stage1(self, cell: Cell) -> tuple[Path, dict[str, Any]]:
-        job = self._stage1_job(cell)
-        return Path(job.training.output_dir), self._finished(job)[0]
 
     def _stage1_job(self, cell: Cell) -> Job:
         folder = self.runs / cell.labeled_domain / "stage1" / f"seed{cell.seed}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES
 from dim_hf.metrics.statistics import PairedComparison, compare_paired, compare_paired_groups
-from dim_hf.trainer.study import ALL_DOMAINS, ROWS
+from dim_hf.trainer.study import ALL_DOMAINS, ROWS, STAGE1
 
 Record = dict[str, Any]
 _NEEDED = ("study", "row", "labeled_domain", "seed", "scores", "cases", "split", "settings", "cost", "code")
@@ -137,7 +137,8 @@ def _spread(values: Sequence[float], factor: float = 100.0) -> str:
 
 
 def _caption(table: StudyTable) -> str:
-    first = next((record for record in table.records if record["labeled_domain"] != ALL_DOMAINS), table.records[0])
+    full = [record for record in table.records if record["row"] != STAGE1]
+    first = next((record for record in full if record["labeled_domain"] != ALL_DOMAINS), table.records[0])
     settings = first["settings"]["stage1"]
     sizes = "-".join(map(str, settings.get("hidden_sizes", [])))
     network = f"U-Net {sizes}, " if sizes else ""
@@ -239,7 +240,7 @@ def _differences(table: StudyTable, other: str) -> str:
             continue
         cases, by_cell, below = compare_rows(table, row, other)
         mean, low, high = (f"{100 * getattr(cases.difference, name):+.2f}" for name in ("mean", "low", "high"))
-        number = len(table.labeled_domains) * len(table.test_domains)
+        number = len({labeled for labeled, _ in table.cells(row, other)}) * len(table.test_domains)
         lines.append(
             [
                 row,
@@ -279,10 +280,10 @@ def _choices(table: StudyTable) -> str:
 def _costs(table: StudyTable) -> str:
     lines = []
     for row in table.rows:
-        own = [record["cost"]["stage2"] for record in table.records if record["row"] == row]
+        own = [list(record["cost"].values())[-1] for record in table.records if record["row"] == row]
         seconds = [cost["seconds_per_step"] for cost in own if cost["seconds_per_step"] is not None]
         memory = [cost["peak_memory_gib"] for cost in own if cost["peak_memory_gib"] is not None]
         cells = [f"{np.median(values):.2f}" if values else "–" for values in (seconds, memory)]
         lines.append([row, *cells, str(len(own))])
-    title = "Cost of a step of stage 2, medians (memory of the GPU; not known on a CPU):"
+    title = "Cost of a step of the last stage, medians (memory of the GPU; not known on a CPU):"
     return f"{title}\n\n{_markdown(['row', 's a step', 'peak GiB', 'runs'], lines)}"
