@@ -157,9 +157,9 @@ def open_tab(page, name):
     page.locator(".overflow-dropdown button", has_text=name.capitalize()).first.click()
 
 
-def screenshot(page, name):
-    """Save what the page shows where SPACE_SCREENSHOTS says; nothing without it."""
-    folder = os.environ.get("SPACE_SCREENSHOTS")
+def screenshot(page, name, folder=None):
+    """Save what the page shows where SPACE_SCREENSHOTS says, else in the folder; nothing without both."""
+    folder = os.environ.get("SPACE_SCREENSHOTS") or folder
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=f"{folder}/{name}.png", full_page=True)

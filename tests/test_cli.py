@@ -101,6 +101,13 @@ def test_whoever_reports_does_so_for_programs_too(name):
     assert "--json" in CliRunner().invoke(main, [name, "--help"]).output
 
 
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "dim_hf.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    assert done.stdout.startswith("Usage: dim-hf ")
+    assert "predict" in done.stdout
+
+
 def test_options_that_do_not_exist_are_named():
     for name in COMMANDS:
         if name != "train":  # takes any field of its configuration

@@ -26,7 +26,7 @@ def run_client(names, folder, url, **options):
     environment = client_environment(url, folder / "home", **options) | {"TMPDIR": str(folder / "temporary")}
     (folder / "temporary").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.hub_client", str(folder), *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

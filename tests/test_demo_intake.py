@@ -118,6 +118,7 @@ class TestPictures:
         said = refusal(check_picture, png_of_header(tmp_path / "bomb.png", width, height), SETTINGS)
         assert "bomb.png" in said
         assert "too large" in said
+        assert "25 million pixels" in said
 
     def test_a_bomb_of_text_chunks_is_refused(self, tmp_path, no_decoding):
         packed = zlib.compress(bytes(2**26), 9)

@@ -21,7 +21,7 @@ from dim_hf.demo.planes import PLANES, cut, plane_spacing
 from dim_hf.demo.refusals import Refusal
 from dim_hf.demo.sessions import SessionStore
 from dim_hf.demo.settings import DemoSettings
-from dim_hf.demo.volume_view import LONGEST, ViewedVolume, review_reasons, slice_figure, volume_cards
+from dim_hf.demo.volume_view import LONGEST, ViewedVolume, findings, review_reasons, slice_figure
 from dim_hf.inference.measurements import measure
 from dim_hf.inference.prediction import Prediction
 from tests.inference_samples import STRUCTURES, bands, predictor, scan
@@ -37,7 +37,7 @@ AFFINE = oblique((2, 0, 1), (1, -1, 1), (10, -20, 30))
 def demo(tmp_path):
     root = tmp_path / "server"
     (root / "sessions").mkdir(parents=True)
-    model = DemoModel("tiny", "Tiny", predictor(uncertainty="entropy"), "volume", "folder", "")
+    model = DemoModel("tiny", "Tiny", predictor(), "volume", "folder", "")
     store = SessionStore(DemoSettings(), root / "sessions", uploads=root)
     return Demo(DemoSettings(), DemoModels(model, model, model), store, root)
 
@@ -130,7 +130,7 @@ def test_nothing_given_and_hostile_names(demo):
     viewed, prediction, mask, table = volume_tab.predict(demo, "me", path)
     assert re.fullmatch(r"[\w.-]+_mask\.nii\.gz", mask.name)
     assert ",'=1+1" in f",{table.read_text()}".replace("\n", ",").replace('"', "")
-    shown = volume_cards(viewed, prediction) + slice_figure(viewed, "axial", 0)
+    shown = findings(viewed, prediction) + slice_figure(viewed, "axial", 0)
     assert "onerror=alert(1)>" not in shown.replace("&gt;", "")
 
 
@@ -188,7 +188,7 @@ def predicted(labels, **values):
 def test_the_volume_is_given_in_ml():
     labels = np.zeros((30, 30, 30), np.uint8)
     labels[5:15, 5:15, 5:15] = 1
-    cards = volume_cards(view(labels), predicted(labels))
+    cards = findings(view(labels), predicted(labels))
     assert "6.0 ml" in cards
     assert "1,000 voxels" in cards
     assert "30×30×30" in cards
@@ -209,10 +209,10 @@ def test_reasons_for_a_second_look():
 def test_scanner_drift_is_shown_where_the_model_knows_it(drift, review, said):
     labels = np.full((9, 9, 9), 0, np.uint8)
     labels[4, 4, 3:5] = 1, 2
-    cards = volume_cards(view(labels), predicted(labels, drift=drift, review=review))
-    assert f"{drift:.0%}" in cards
+    cards = findings(view(labels), predicted(labels, drift=drift, review=review))
+    assert f"more unusual than {100 * drift:.0f} % of the training scans" in cards
     assert said in cards
-    unknown = volume_cards(view(labels), predicted(labels))
+    unknown = findings(view(labels), predicted(labels))
     assert "drift" not in unknown
     assert "not known for this model" in unknown
 

@@ -54,6 +54,14 @@ def test_what_was_written_is_read(statistics, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [STATISTICS_FILE]
 
 
+def test_the_flattest_statistics_are_read_and_score_without_a_warning(tmp_path, recwarn):
+    flat = {"features": np.zeros((40, 3)), "entropy": np.zeros((40, 1))}
+    found = read_statistics(write_statistics(fit_statistics(flat, ["a"] * 40, [""] * 40, [False] * 40), tmp_path))
+    scores = found.scores({"features": np.full((2, 3), 1e30), "entropy": np.full((2, 1), 1e30)})
+    assert all(found.is_strange(score) for score in scores)
+    assert not recwarn.list
+
+
 def test_people_can_read_it(statistics):
     lines = to_json(statistics).splitlines()
     assert len(lines) < 120
@@ -75,6 +83,8 @@ def test_a_models_folder_is_found(statistics, tmp_path):
     ("path", "value", "said"),
     [
         (["format"], 2, "format is 2"),
+        (["format"], True, "format is True"),
+        (["format"], 1.0, "format is 1.0"),
         (["sites"], {}, "sites"),
         (["sites"], {f"s{index}": 1 for index in range(1001)}, "1 to 1000 names"),
         (["sites", "a"], -1, "numbers of images"),
@@ -84,7 +94,9 @@ def test_a_models_folder_is_found(statistics, tmp_path):
         (["calibrated_on"], "nothing", "calibrated_on"),
         (["moments"], [], "moments must be an object"),
         (["moments", "features"], None, "features must be an object"),
-        (["moments", "features", "spreads", 0], 0.0, "not above 0"),
+        (["moments", "features", "spreads", 0], 0.0, "a spread of features is 0, below 1e-12"),
+        (["moments", "features", "spreads", 0], 1e-300, "a spread of features is 1e-300, below 1e-12"),
+        (["moments", "features", "spreads", 0], -1.0, "a spread of features is -1, below 1e-12"),
         (["moments", "features", "spreads", 0], "1", "no finite number"),
         (["moments", "features", "spreads", 0], True, "no finite number"),
         (["moments", "features", "spreads", 0], 10**400, "no finite number"),

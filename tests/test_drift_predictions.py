@@ -140,7 +140,7 @@ def test_a_folders_files_hold_score_and_flag(statistics, tmp_path):
     summary = predict_folder(predictor(statistics), tmp_path / "in", tmp_path / "out")
     flagged = [name for name in summary.flagged if "0.6" in name]
     assert len(flagged) == 2
-    assert summary.false_alarm_rate == statistics.false_alarm_rate
+    assert (summary.false_alarm_rate, summary.is_bound) == (statistics.false_alarm_rate, statistics.is_bound)
     cases = json.loads((tmp_path / "out" / "predictions.json").read_text())["cases"]
     assert {name: entry["review"] for name, entry in cases.items()} == {
         name: name in summary.flagged for name in cases
@@ -151,6 +151,19 @@ def test_a_folders_files_hold_score_and_flag(statistics, tmp_path):
     assert {line["image"] for line in lines if line["review"] == "True"} == set(summary.flagged)
     again = predict_folder(predictor(statistics), tmp_path / "in", tmp_path / "out")
     assert (again.predicted, again.skipped, again.flagged) == (0, 5, summary.flagged)
+
+
+def test_several_inputs_in_one_folder_keep_score_and_flag(statistics, tmp_path):
+    scans(tmp_path / "a", 2, shift=0.6)
+    scans(tmp_path / "b", 2)
+    strange = predict_folder(predictor(statistics), tmp_path / "a", tmp_path / "out").flagged
+    usual = predict_folder(predictor(statistics), tmp_path / "b", tmp_path / "out").flagged
+    assert len(strange) == 2
+    assert not set(strange) & set(usual)
+    with (tmp_path / "out" / "measurements.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["image"] for line in lines if line["review"] == "True"} == {*strange, *usual}
+    assert len({line["image"] for line in lines}) == 4
 
 
 def test_other_statistics_predict_anew(statistics, tmp_path):
@@ -200,6 +213,7 @@ def test_commands_say_what_is_to_be_reviewed(run, tmp_path):
     found = CliRunner().invoke(main, words)
     assert found.exit_code == 0, found.output
     assert "1 of 1 to review: unlike the images of the sites that the model saw" in found.output
+    assert "would be flagged on average over the sites; cross-fitted: no bound)" in found.output
     assert "noise" in found.output
     told = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
     assert (told["skipped"], len(told["flagged"]), told["false_alarm_rate"] <= 0.05) == (1, 1, True)

@@ -80,7 +80,7 @@ def sample(find_bad=True):
         for domain, patient, name, _, reference, prediction in changed
         for row in score_case(prediction, reference, FUNDUS, None, domain=domain, patient=patient, name=name)
     ]
-    drift = Drift(scores, 0.95, 0.05, ("seen site",), "40 validation images")
+    drift = Drift(scores, 0.95, 0.05, ("seen site",), "40 validation images", is_bound=True)
     return replace(evaluation(changed, rows, FUNDUS, NAMES), drift=drift)
 
 
@@ -124,6 +124,18 @@ def test_text_and_page_show_the_rows_and_say_what_is_not_defined():
     assert "Flag for review" in page
     assert "Of these to review" in page
     assert "new | site" in page
+
+
+def test_a_bound_is_promised_only_where_validation_images_calibrate():
+    result = sample()
+    assert "which at most 5.0 % of new images of the seen sites reach (split conformal; calibrated on 40" in (
+        format_result(result)
+    )
+    fitted = format_result(replace(result, drift=replace(result.drift, is_bound=False)))
+    assert "which about 5.0 % of new images of the seen sites reach on average over the sites" in fitted
+    assert "(cross-fitted: no bound; calibrated on" in fitted
+    assert "at most 5.0 %" not in fitted
+    assert "split conformal" not in fitted
 
 
 def test_files_hold_score_flag_and_rows(tmp_path):

@@ -102,7 +102,7 @@ def found(tmp_path_factory):
     environment |= {"HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"}
     environment |= {"PYTHONPATH": str(ROOT), "HF_EVALUATE_OFFLINE": "1"}
     command = [sys.executable, "-c", SCRIPT]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.split("FOUND")[1])
 

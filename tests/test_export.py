@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
 from dim_hf.cli import main
-from dim_hf.inference.export import exporting, segment
+from dim_hf.inference.export import exporting
 from dim_hf.inference.export.exporting import compare, export_model
 from dim_hf.inference.export.graphs import FORMATS, GraphFormat, _pad_by_index, trace
 from dim_hf.inference.predictor import Predictor
@@ -152,38 +152,6 @@ def test_a_network_of_transformers_is_exported_too(tmp_path):
     assert not (tmp_path / "out" / "segment.py").exists(), "it knows DimImageProcessor alone"
 
 
-@pytest.mark.parametrize("intensity", ["range", "zscore", "percentile", "local"])
-@pytest.mark.parametrize(
-    ("settings", "shape", "kind"),
-    [
-        ({"num_channels": 3}, (21, 34), np.uint8),
-        ({"num_channels": 1, "size": {"height": 13, "width": 50}}, (40, 30, 3), np.uint16),
-        ({"num_channels": 3, "size": 16, "do_resize": False}, (20, 22, 4), np.uint8),
-        ({"num_channels": 1, "intensity_range": [0.2, 0.7]}, (1, 17, 9), np.float32),
-        ({"num_channels": 1, "spatial_dims": 3, "size": {"height": 11, "width": 8}}, (5, 19, 23), np.uint8),
-        ({"num_channels": 2, "spatial_dims": 3, "size": 6}, (2, 9, 9, 4), np.uint8),
-    ],
-)
-def test_the_script_prepares_images_as_the_processor_does(settings, shape, kind, intensity):
-    processor = DimImageProcessor(intensity=intensity, **settings)
-    generator = np.random.default_rng(0)
-    top = 1 if kind is np.float32 else np.iinfo(kind).max
-    image = (generator.random(shape) * top).astype(kind)
-    known = json.loads(exporting.describe(tiny_model(), processor, None, None)["preprocessor_config"])
-    expected = processor(image, return_tensors="np")["pixel_values"]
-    np.testing.assert_allclose(segment.prepare(image, known), expected, atol=2e-5)
-
-
-def test_the_script_refuses_what_it_does_not_know():
-    known = {"num_channels": 1, "spatial_dims": 2, "intensity": "range", "size": {"height": 4, "width": 4}}
-    with pytest.raises(ValueError, match="the filter 3 is not known"):
-        segment.prepare(np.zeros((8, 8), np.uint8), known | {"resample": 3})
-    with pytest.raises(ValueError, match=r"the shape \(8,\)"):
-        segment.prepare(np.zeros(8, np.uint8), known)
-    with pytest.raises(ValueError, match="3 channels, the model takes 2"):
-        segment.prepare(np.zeros((8, 8, 3), np.uint8), known | {"num_channels": 2, "resample": 2})
-
-
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (8, 1), (7, 9), (16, 8), (8, 16), (5, 40)])
 def test_padding_in_integers_is_the_padding_of_the_network(size):
     model = tiny_model(hidden_sizes=[4, 4, 4, 4])
@@ -238,15 +206,58 @@ def test_nothing_is_replaced_silently(tmp_path, monkeypatch):
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 1
     assert "--overwrite" in again.output
-    (tmp_path / "out" / "old").touch()
+    (tmp_path / "out" / "model.pt2").touch()  # of another format
+    (tmp_path / "out" / "__pycache__").mkdir()
     assert CliRunner().invoke(main, [*arguments, "--overwrite"]).exit_code == 0
-    assert not (tmp_path / "out" / "old").exists()
+    assert not (tmp_path / "out" / "model.pt2").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     mine = CliRunner().invoke(main, [*arguments[:2], str(tmp_path / "mine"), "--overwrite"])
     assert mine.exit_code == 1
-    assert "no export" in mine.output
+    assert "thesis.txt, which is no part of an export" in mine.output
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "masks/", ".git/", "config.json/", ".notes"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_is_no_part_of_an_export_is_never_removed(tmp_path, monkeypatch, name, overwrite):
+    saved_model(tmp_path / "model")
+    fake_format(monkeypatch, 0.0)
+    if overwrite:
+        export_model(str(tmp_path / "model"), tmp_path / "out")
+        (tmp_path / "out" / name.rstrip("/")).unlink(missing_ok=True)
+    else:
+        (tmp_path / "out").mkdir()
+    mine = tmp_path / "out" / name
+    if name.endswith("/"):
+        mine.mkdir()
+    else:
+        mine.write_text("mine")
+    with pytest.raises(ValueError, match=f"{name.rstrip('/')}, which is no part of an export"):
+        export_model(str(tmp_path / "model"), tmp_path / "out", overwrite=overwrite)
+    assert mine.exists()
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path, monkeypatch):
+    saved_model(tmp_path / "model")
+    fake_format(monkeypatch, 0.0)
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+    for overwrite in (False, True):
+        export_model(str(tmp_path / "model"), tmp_path / "out", overwrite=overwrite)
+        assert (tmp_path / "out").is_symlink()
+        assert (tmp_path / "disk" / "real" / "export.json").is_file()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "load_network", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file is no folder that can be written to"):
+        export_model("model", tmp_path / "file" / "out")
+    monkeypatch.setattr(exporting.os, "access", lambda *_: False)
+    with pytest.raises(ValueError, match="no folder that can be written to"):
+        export_model("model", tmp_path / "new" / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 def test_sizes_that_a_network_cannot_take_are_named(tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ FILES = {
 
 def run_process(command, folder, url, cwd=None, **options):
     environment = client_environment(url, folder / "home", **options) | {"TMPDIR": str(folder), "MPLBACKEND": "Agg"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, cwd=cwd)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, cwd=cwd)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -55,7 +55,7 @@ def test_large_files_go_by_lfs_or_the_push_says_why_not(tmp_path, xet):
         if xet != "off":
             del environment["HF_HUB_DISABLE_XET"]
         command = [sys.executable, "-c", PUSH, str(folder), xet]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         available, said = json.loads(done.stdout.splitlines()[-1])
         assert available == (xet == "on")

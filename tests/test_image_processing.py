@@ -157,9 +157,13 @@ def test_lists_and_batches():
         (np.zeros((5, 6, 8), dtype=np.uint8), {"num_channels": 2}, re.escape("[1, 2, 3, 4]")),
         (np.zeros((3, 6, 8), dtype=np.uint8), {"num_channels": 2}, "num_channels=2"),
         (Image.fromarray(GREY), {"spatial_dims": 3}, "spatial_dims is 3"),
-        (GREY.astype(np.int16), {}, "int16.*intensity_range"),
-        (GREY.astype(np.int64), {}, "int64.*intensity_range"),
-        (GREY.astype(np.float32), {}, r"not \[0, 1\].*intensity_range"),
+        (
+            GREY.astype(np.int16),
+            {},
+            r"int16 with values in \[.*\[0, 255\] of uint8.*rescale the image.*intensity_range",
+        ),
+        (GREY.astype(np.int64), {}, "int64.*rescale the image.*intensity_range"),
+        (GREY.astype(np.float32), {}, r"expects values in \[0, 1\]: rescale the image\. To train.*intensity_range"),
         ([GREY, GREY[:3]], {}, r"\(3, 8\), \(6, 8\)"),
     ],
 )

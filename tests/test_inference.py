@@ -7,6 +7,7 @@ import tracemalloc
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 import torch
 from transformers.modeling_outputs import SemanticSegmenterOutput
@@ -97,6 +98,69 @@ def test_a_picture_may_be_given_in_any_form(tmp_path, kind):
     assert np.array_equal(found.labels, bands(array, 255))
     assert found.spacing_mm == (0.5, 0.1)
     assert found.affine is None
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"])
+def test_a_pil_image_is_read_as_its_file_is(tmp_path, mode):
+    color = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    image = color.quantize(32).convert(mode) if mode == "PA" else color.convert(mode)
+    if mode == "LAB":
+        image = PIL.ImageCms.profileToProfile(
+            color, PIL.ImageCms.createProfile("sRGB"), PIL.ImageCms.createProfile("LAB"), outputMode="LAB"
+        )
+    if mode in ("I", "I;16", "F"):
+        array = np.asarray(color.convert("L"))
+        image = PIL.Image.fromarray(array.astype({"I": np.int32, "I;16": np.uint16, "F": np.float32}[mode]))
+    assert image.mode == mode
+    # What no format keeps is saved as the RGB that it stands for.
+    kept = image.convert("RGB") if mode in ("HSV", "LAB", "YCbCr", "PA") else image
+    kept.save(tmp_path / "a.tiff", compression="tiff_lzw")
+    steps = DimImageProcessor(num_channels=3, intensity="range", intensity_range=(0, 255))
+    asked = Predictor(tiny_model(num_channels=3), steps, PredictionOptions(probabilities=True))
+    np.testing.assert_array_equal(asked(image).probabilities, asked(tmp_path / "a.tiff").probabilities)
+
+
+def test_a_pil_image_with_an_orientation_is_turned_as_its_file_is(tmp_path):
+    array = scan(np.random.default_rng(0), (20, 30), np.uint8, top=255)
+    image = PIL.Image.fromarray(array)
+    exif = image.getexif()
+    exif[274] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    with PIL.Image.open(tmp_path / "a.png") as opened:
+        found = predictor(top=255)(opened).labels
+    assert np.array_equal(found, np.rot90(bands(array, 255), -1))
+    assert np.array_equal(found, predictor(top=255)(tmp_path / "a.png").labels)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_arrays_that_are_no_picture_are_refused(kind):
+    asked = Predictor(tiny_model(num_channels=5), DimImageProcessor(num_channels=5, intensity="zscore"))
+    for shape in ((3, 20, 30), (2, 20, 30, 3), (20, 30, 6), (30,), (1, 5, 20, 30)):
+        with pytest.raises(ValueError, match=r"must have \(height, width\).* with 1, 2, 3, 4, 5 channels"):
+            asked(np.zeros(shape, kind))
+    generator = np.random.default_rng(0)
+    for shape in ((20, 30), (20, 30, 1), (20, 30, 2), (20, 30, 5), (5, 40, 5), (3, 40, 1), (1, 1)):
+        assert asked((255 * generator.random(shape)).astype(kind)).labels.shape == shape[:2]
+
+
+def test_a_picture_of_few_rows_has_its_channels_at_the_end():
+    rows = np.random.default_rng(0).random((3, 40, 3)).astype(np.float32)
+    asked = Predictor(
+        tiny_model(num_channels=3), DimImageProcessor(num_channels=3), PredictionOptions(probabilities=True)
+    )
+    taller = np.concatenate([rows] * 2)
+    seen = asked._input(taller)
+    np.testing.assert_array_equal(asked._input(rows), seen[:, :3])
+    assert asked(rows).probabilities.shape[1:] == (3, 40)
+
+
+@pytest.mark.parametrize("spacing", [(0.5,), (1, 1, 1), 0.5, (0, 1), (-1, 1), (math.nan, 1), (math.inf, 1), "ab"])
+def test_a_spacing_is_two_lengths(spacing):
+    with pytest.raises(ValueError, match=r"spacing_mm is .*give height and width of a pixel in mm"):
+        predictor()(np.zeros((4, 4), np.uint8), spacing_mm=spacing)
+    if isinstance(spacing, tuple):
+        with pytest.raises(ValueError, match="spacing_mm is"):
+            predictor().predict_pictures([Picture(np.zeros((4, 4), np.uint8), spacing)])
 
 
 def test_mirror_images_are_averaged_before_the_class_is_taken():

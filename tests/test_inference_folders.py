@@ -12,13 +12,12 @@ from click.testing import CliRunner
 
 from dim_hf.cli import main
 from dim_hf.data.images import read_mask
-from dim_hf.data.locks import hold, release
-from dim_hf.data.volumes.volume import Volume, read_volume, write_nifti
+from dim_hf.data.volumes.volume import Volume, write_nifti
 from dim_hf.inference.folder_prediction import OutputError, predict_folder
 from dim_hf.inference.inputs import find_cases, safe_target
 from dim_hf.inference.measurements import CUP_TO_DISC
 from dim_hf.models import DimImageProcessor
-from tests.inference_samples import Bands, bands, predictor, scan
+from tests.inference_samples import bands, predictor, scan
 from tests.test_data_volume_dicom import UID, write_series
 from tests.tiny import tiny_model
 
@@ -165,74 +164,6 @@ def test_what_runs_out_of_memory_stops_nothing(tmp_path, monkeypatch):
     assert "not enough memory" in summary.failed[0][1]
 
 
-def test_a_rerun_does_what_is_missing_or_has_changed_and_nothing_else(tmp_path):
-    for seed, name in enumerate(["a.png", "b.png", "c.png"]):
-        picture(tmp_path / "in" / name, seed)
-    runs = [predict(tmp_path)]
-    first = measurements(tmp_path / "out")
-    stamps = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in masks(tmp_path / "out")}
-    runs.append(predict(tmp_path, batch_size=2))  # the same masks
-    assert stamps == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in masks(tmp_path / "out")}
-    assert measurements(tmp_path / "out") == first
-    array = picture(tmp_path / "in" / "b.png", seed=9)
-    (tmp_path / "out" / "c.png").unlink()
-    runs.append(predict(tmp_path))
-    assert np.array_equal(read_mask(tmp_path / "out" / "b.png"), bands(array, TOP))
-    runs.append(predict(tmp_path, uncertainty="entropy"))
-    runs.append(predict(tmp_path, uncertainty="entropy", network=Bands(sharpness=100.0)))
-    (tmp_path / "out" / "predictions.json").write_text("{damaged")
-    runs.append(predict(tmp_path))
-    assert [(run.predicted, run.skipped) for run in runs] == [(3, 0), (0, 3), (2, 1), (3, 0), (3, 0), (3, 0)]
-
-
-@pytest.mark.parametrize("header", ["a.mhd", "a.nhdr"])
-def test_a_changed_file_of_voxels_beside_its_header_is_noticed(tmp_path, header):
-    import SimpleITK
-
-    (tmp_path / "in").mkdir()
-
-    def write(seed):
-        array = scan(np.random.default_rng(seed), (4, 5, 6), np.uint8, TOP)
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array.T), str(tmp_path / "in" / header))
-        return array
-
-    write(0)
-    assert predict(tmp_path).predicted == 1
-    assert predict(tmp_path).skipped == 1
-    text = (tmp_path / "in" / header).read_bytes()
-    status = (tmp_path / "in" / header).stat()
-    (tmp_path / "in" / "a.raw").write_bytes(np.asfortranarray(array := write(1)).tobytes(order="F"))
-    (tmp_path / "in" / header).write_bytes(text)
-    os.utime(tmp_path / "in" / header, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert predict(tmp_path).predicted == 1
-    assert np.array_equal(read_volume(tmp_path / "out" / header).array, bands(array, TOP))
-
-
-def test_a_run_that_was_killed_leaves_whole_files_only(tmp_path, monkeypatch):
-    for name in ("a.png", "b.png", "c.png"):
-        picture(tmp_path / "in" / name)
-    write, seen = PIL.Image.Image.save, []
-
-    def killed(self, path, **options):
-        seen.append(path)
-        if len(seen) == 2:
-            with open(path, "wb") as file:
-                file.write(b"half")
-            raise KeyboardInterrupt
-        write(self, path, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PIL.Image.Image, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            predict(tmp_path)
-    assert masks(tmp_path / "out") == ["a.png"]
-    (tmp_path / "out" / ".writing").mkdir()
-    (tmp_path / "out" / ".writing" / "x.png").write_bytes(b"of a run that was killed")
-    summary = predict(tmp_path)
-    assert (summary.predicted, summary.skipped) == (2, 1)
-    assert masks(tmp_path / "out") == ["a.png", "b.png", "c.png"]
-
-
 def test_no_image_is_overwritten(tmp_path):
     before = picture(tmp_path / "in" / "a.png")
     with pytest.raises(ValueError, match="holds the input"):
@@ -243,17 +174,6 @@ def test_no_image_is_overwritten(tmp_path):
     with pytest.raises(ValueError, match="holds files that are no predictions"):
         predict(tmp_path)
     assert np.array_equal(read_mask(tmp_path / "in" / "a.png"), before)
-
-
-def test_two_processes_do_not_write_into_one_folder(tmp_path):
-    picture(tmp_path / "in" / "a.png")
-    predict(tmp_path)
-    lock = hold(tmp_path / "out" / ".predict.lock")
-    try:
-        with pytest.raises(ValueError, match="another dim-hf predict"):
-            predict(tmp_path)
-    finally:
-        release(lock, tmp_path / "out" / ".predict.lock")
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence(tmp_path, monkeypatch):

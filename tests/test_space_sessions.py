@@ -3,6 +3,8 @@
 import os
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from dim_hf.demo.refusals import (
 )
 from dim_hf.demo.sessions import FORGOTTEN, SessionStore
 from dim_hf.demo.settings import DemoSettings
+from dim_hf.demo.uploads import remember_upload
 from dim_hf.inference.predictor import Predictor
 from dim_hf.models import DimImageProcessor
 from tests.tiny import tiny_model
@@ -192,6 +195,100 @@ def test_uploads_that_nobody_used_are_swept_when_they_are_old(store, tmp_path):
     store.own_upload("c", used)
     store.sweep()
     assert [path.exists() for path in (old, fresh, used, sample)] == [False, True, True, True]
+
+
+def test_what_cut_off_uploads_left_is_swept_and_growing_files_stay(tmp_path):
+    store = SessionStore(DemoSettings(upload_seconds=60), tmp_path / "sessions", tmp_path)
+    left, growing, other = (tmp_path / name for name in ("tmpleft", "tmpgrowing", "alive"))
+    for path in (left, growing, other):
+        path.write_text("x")
+    for path in (left, other):
+        os.utime(path, (time.time() - 100,) * 2)
+    store.sweep()
+    assert [path.exists() for path in (left, growing, other)] == [False, True, True]
+
+
+def test_folders_that_vanish_during_a_sweep_stop_nothing(store, tmp_path, monkeypatch):
+    (tmp_path / ("a" * 64)).mkdir()
+    old = upload(tmp_path, "b")
+    os.utime(old, (time.time() - 100,) * 2)
+    listed = os.listdir
+
+    def gone(folder):
+        if os.fspath(folder).endswith("a"):
+            raise FileNotFoundError(folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", gone)
+    store.sweep()
+    assert not old.exists()
+
+
+# -- after the page was closed
+
+
+def test_a_closed_page_gets_nothing_more_until_it_is_forgotten(store, tmp_path):
+    store.folder("a")
+    store.close("a")
+    place = upload(tmp_path)
+    for ask in (store.folder, store.new_folder, lambda name: store.own_upload(name, place)):
+        with pytest.raises(Refusal, match="closed"):
+            ask("a")
+    assert not place.exists()
+    assert list(store.root.iterdir()) == []
+    store._clock.now = 61
+    store.sweep()
+    assert store.folder("a").exists()
+
+
+def test_a_closed_page_takes_no_upload_from_others(store, tmp_path):
+    store.folder("a")
+    store.close("a")
+    place = store.own_upload("b", upload(tmp_path))
+    with pytest.raises(Refusal):
+        store.own_upload("a", place)
+    assert place.exists()
+
+
+def test_an_idle_page_that_is_still_open_starts_anew(store):
+    store.folder("a")
+    store._clock.now = 61
+    assert store.sweep() == 1
+    assert store.folder("a").exists()
+
+
+def test_closing_names_that_nobody_had_is_not_remembered(store):
+    for number in range(100):
+        store.close(str(number))
+    assert store.folder("5").exists()
+
+
+def test_a_prediction_that_ends_after_its_page_was_closed_leaves_nothing(tmp_path):
+    demo, model = tiny_demo(tmp_path)
+
+    class Closing:
+        def __call__(self, image, spacing_mm=None):
+            demo.store.close("a")
+            return model.predictor(image)
+
+    with pytest.raises(Refusal, match="closed"):
+        demo.predict("a", replace(model, predictor=Closing()), np.zeros((32, 32), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_upload_belongs_to_its_page_before_it_is_used(tmp_path):
+    demo, _ = tiny_demo(tmp_path)
+    remember = remember_upload(demo)
+    visitor = SimpleNamespace(session_hash="a")
+    places = [upload(tmp_path, letter) for letter in "ab"]
+    remember(str(places[0]), visitor)
+    remember([str(places[1])], visitor)
+    remember(None, visitor)
+    demo.store.close("a")
+    assert [place.exists() for place in places] == [False, False]
+    late = upload(tmp_path, "c")
+    remember(str(late), visitor)
+    assert not late.exists()
 
 
 def test_closing_everything_leaves_no_file(tmp_path):

@@ -95,6 +95,6 @@ with TerminationWatch() as watch:
     watch.requested = False
 """
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, timeout=600)
     assert (done.stdout.strip(), done.returncode) == ("True 39", 0), done.stderr
     assert tiny_trainer(tmp_path).get_eval_dataloader(TinyImages(2)).worker_init_fn is heed_only_parent

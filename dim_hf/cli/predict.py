@@ -98,9 +98,15 @@ def command(
             f"{summary.seconds:.1f} s: {printable(output)}"
         )
         if summary.flagged is not None and summary.false_alarm_rate is not None:
+            rate = f"{summary.false_alarm_rate:.1%} would be flagged"
+            promise = (
+                f"at most {rate}"
+                if summary.is_bound
+                else (f"about {rate} on average over the sites; cross-fitted: no bound")
+            )
             click.echo(
                 f"{len(summary.flagged)} of {summary.predicted + summary.skipped} to review: unlike the images of the "
-                f"sites that the model saw (of these, at most {summary.false_alarm_rate:.1%} would be flagged)"
+                f"sites that the model saw (of these, {promise})"
                 + (f":\n{numbered(summary.flagged)}" if summary.flagged else "")
             )
         if summary.failed:

@@ -108,13 +108,23 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np
         ValueError: If the file is missing, too large, damaged, has several pages, or a mode that has no such array.
     """
     with open_picture(path, max_pixels=max_pixels) as (image, _):
-        mode = _PICTURE_MODES.get(image.mode)
-        if mode is None:
+        if image.mode not in _PICTURE_MODES:
             raise ValueError(f"{path} has PIL mode {image.mode!r}, which is not read here; save it as RGB or grey PNG")
-        array = np.asarray(upright(image).convert(mode) if mode in ("L", "RGB") else upright(image))
+        array = pixels_of(image)
     if array.dtype.kind == "i":
         return _as_uint16(array, path)
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def pixels_of(image: "PIL.Image.Image") -> np.ndarray:
+    """Pixels of a picture of any mode, upright, without alpha.
+
+    Returns:
+        uint8 (H, W) or (H, W, 3), modes that are not read from files as RGB; uint16 (H, W), byte order as stored;
+        int32 or float32 (H, W).
+    """
+    mode = _PICTURE_MODES.get(image.mode, "RGB")
+    return np.asarray(upright(image).convert(mode) if mode in ("L", "RGB") else upright(image))
 
 
 def read_mask(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

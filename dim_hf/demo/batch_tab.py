@@ -16,7 +16,7 @@ from dim_hf.demo.fundus_tab import NO_FILE, predict
 from dim_hf.demo.fundus_view import mask_picture, review_reasons
 from dim_hf.demo.intake import PICTURE_ENDINGS
 from dim_hf.demo.refusals import Refusal, sentence_of, shown_on_page
-from dim_hf.demo.uploads import file_field
+from dim_hf.demo.uploads import blank_on, file_field, remember_uploads
 from dim_hf.inference.inputs import safe_target
 from dim_hf.inference.measurements import CUP_TO_DISC, Measurement, write_measurements
 from dim_hf.inference.outputs import write_labels
@@ -37,6 +37,7 @@ class _Line:
     state: str = "waiting"
     remark: str = ""
     measurements: tuple[Measurement, ...] = ()
+    drift: float | None = None
 
 
 def build(demo: Demo) -> None:
@@ -56,7 +57,9 @@ def build(demo: Demo) -> None:
                 elem_id="batch-upload",
             )
             button = gr.Button("Outline all", variant="primary", elem_id="batch-run")
-            archive = gr.DownloadButton("Masks and measurements (ZIP)", interactive=False, elem_id="batch-zip")
+            archive = gr.DownloadButton(
+                "Masks and measurements (ZIP)", interactive=False, elem_id="batch-zip", elem_classes="download"
+            )
             notice = gr.HTML("", elem_id="batch-notice", elem_classes="notices")
         with gr.Column(scale=7, min_width=320):
             table = gr.HTML(_EMPTY, elem_id="batch-table")
@@ -66,15 +69,18 @@ def build(demo: Demo) -> None:
         yield from _run(demo, session_of(request), paths)
 
     # A line of its own: between two pictures of a batch, others get their turn at the gate.
-    button.click(
+    outputs = [notice, table, archive]
+    running = button.click(
         run,
         files,
-        [notice, table, archive],
+        outputs,
         concurrency_id="batch",
         concurrency_limit=2,
         show_progress="hidden",
         api_visibility="private",
     )
+    blank_on([files.upload, files.clear, files.delete], outputs, (_EMPTY, NO_FILE), [running])
+    remember_uploads(demo, files)
 
 
 def _run(demo: Demo, session: str, paths: Sequence[str] | None) -> Iterator[tuple[Any, ...]]:
@@ -84,7 +90,7 @@ def _run(demo: Demo, session: str, paths: Sequence[str] | None) -> Iterator[tupl
         raise Refusal(
             f"{len(paths)} pictures were given, and a batch has {demo.settings.max_batch_files} at most; choose fewer."
         )
-    lines = [_Line(printable(Path(path).name)) for path in paths]
+    lines = [_Line(name) for name in _distinct([printable(Path(path).name) for path in paths])]
     folder = demo.store.new_folder(session)
     yield "", table_of(lines), NO_FILE
     with zipfile.ZipFile(folder / ZIP_NAME, "w", zipfile.ZIP_DEFLATED) as target:
@@ -98,6 +104,12 @@ def _run(demo: Demo, session: str, paths: Sequence[str] | None) -> Iterator[tupl
     yield "", table_of(lines), gr.update(value=str(folder / ZIP_NAME), interactive=True)
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of which each occurs once, so that every line of a table has its own picture."""
+    numbered = (f"{name} ({names[: place + 1].count(name)})" for place, name in enumerate(names))
+    return [name if number.endswith(" (1)") else number for name, number in zip(names, numbered, strict=True)]
+
+
 def _predict_one(demo: Demo, session: str, line: _Line, path: str, number: int, target: zipfile.ZipFile) -> None:
     """Predict one picture into the zip; what is wrong with it becomes its remark, and stops nothing."""
     try:
@@ -109,22 +121,26 @@ def _predict_one(demo: Demo, session: str, line: _Line, path: str, number: int, 
     except Exception as error:
         line.state, line.remark = "refused", sentence_of(error)
         return
-    line.state, line.remark = "done", " ".join(review_reasons(prediction))
-    line.measurements = prediction.measurements
+    cautions = demo.cautions(path, demo.models.fundus)
+    line.state, line.remark = "done", " ".join([*cautions, *review_reasons(prediction)])
+    line.measurements, line.drift = prediction.measurements, prediction.drift
 
 
 def _write_tables(demo: Demo, lines: Sequence[_Line], target: zipfile.ZipFile) -> None:
     """measurements.csv, what the values of the masks mean, and what could not be done."""
     predictor = demo.models.fundus.predictor
     with tempfile.TemporaryDirectory() as folder:
-        rows = [(line.name, line.measurements) for line in lines if line.state == "done"]
-        write_measurements(rows, Path(folder) / "measurements.csv")
+        done = [line for line in lines if line.state == "done"]
+        drifts = {line.name: ("" if line.drift is None else line.drift, bool(line.remark)) for line in done}
+        rows = [(line.name, line.measurements) for line in done]
+        write_measurements(rows, Path(folder) / "measurements.csv", drifts=drifts)
         write_labels(predictor.id2label, predictor.structures, Path(folder))
         for path in sorted(Path(folder).iterdir()):
             target.write(path, path.name)
-    refused = [f"{line.name}: {line.remark}" for line in lines if line.state == "refused"]
-    if refused:
-        target.writestr("not_done.txt", "\n".join(refused) + "\n")
+    for file, state in (("not_done.txt", "refused"), ("look_again.txt", "done")):
+        remarks = [f"{line.name}: {line.remark}" for line in lines if line.state == state and line.remark]
+        if remarks:
+            target.writestr(file, "\n".join(remarks) + "\n")
 
 
 def table_of(lines: Sequence[_Line]) -> str:

@@ -9,14 +9,21 @@ import gradio as gr
 import numpy as np
 
 from dim_hf.data.texts import printable
-from dim_hf.demo.agreement import SPACING_RANGE_MM, Agreement, check_spacing, read_reference, score_agreement
+from dim_hf.demo.agreement import Agreement, check_spacing, read_reference, score_agreement
 from dim_hf.demo.compare_view import EMPTY_TABLES, Comparison, agreement_tables, comparison_view, empty_view
 from dim_hf.demo.context import PREDICTION_QUEUE, Demo, session_of
-from dim_hf.demo.examples import draw_references
 from dim_hf.demo.fundus_tab import in_color, sample_pictures
 from dim_hf.demo.intake import PICTURE_ENDINGS, check_picture, load_picture
 from dim_hf.demo.refusals import Refusal, shown_on_page, told_to_clients, warning_panel
-from dim_hf.demo.uploads import file_field, picture_field, uploaded_file
+from dim_hf.demo.uploads import (
+    PLAIN_VALUES,
+    blank_on,
+    file_field,
+    picture_field,
+    remember_uploads,
+    spacing_field,
+    uploaded_file,
+)
 
 _NOTHING = "No picture was given; upload one, or pick an example."
 _NOT_COMPARABLE = (
@@ -37,7 +44,7 @@ def build(demo: Demo) -> None:
     if not comparable(demo):
         gr.HTML(warning_panel(f"{titles[0]} and {titles[1]} {_NOT_COMPARABLE}"), elem_id="compare-notice")
         return
-    samples = _samples(demo)
+    samples = sample_pictures(demo)
     with gr.Row(elem_classes="workplace"):
         with gr.Column(scale=4, min_width=300):
             picture, examples = _picture_and_examples(samples)
@@ -50,7 +57,9 @@ def build(demo: Demo) -> None:
     tables = gr.HTML(EMPTY_TABLES, elem_id="compare-tables")
     opacity.input(None, opacity, None, js=_SET_OPACITY, api_visibility="private")
 
-    @shown_on_page((empty_view(titles), EMPTY_TABLES))
+    blank = (empty_view(titles), EMPTY_TABLES)
+
+    @shown_on_page(blank)
     def compare(
         path: str | None, reference_path: str | None, spacing_mm: float | None, request: gr.Request
     ) -> tuple[str, str]:
@@ -64,10 +73,17 @@ def build(demo: Demo) -> None:
     line = {"concurrency_id": PREDICTION_QUEUE, "concurrency_limit": demo.settings.concurrency}
     hidden = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": view}
     inputs, outputs = [picture, reference, spacing], [notice, view, tables]
-    button.click(compare, inputs, outputs, **line, **hidden)
-    examples.click(
+    send = {**line, **hidden, "js": PLAIN_VALUES}
+    blank_on([examples.click], outputs, blank)
+    run = button.click(compare, inputs, outputs, **send)
+    picked = examples.click(
         pick, examples, [picture, reference], queue=False, show_progress="hidden", api_visibility="private"
-    ).then(compare, inputs, outputs, **line, **hidden)
+    )
+    shown = picked.then(compare, inputs, outputs, trigger_mode="always_last", **send)
+    changes = [picture.upload, reference.upload, reference.clear]
+    blank_on(changes, outputs, blank, [run, shown])
+    blank_on([picture.clear], [*outputs, reference], (*blank, None), [run, shown])  # a picture's mask goes with it
+    remember_uploads(demo, picture, reference)
     _add_endpoint(demo, line)
 
 
@@ -85,6 +101,7 @@ def _picture_and_examples(samples: list[tuple[Path, Path]]) -> tuple[gr.Image, g
         type="index",
         label="Or try an example; it brings its reference mask",
         elem_id="compare-examples",
+        elem_classes="examples",
         samples_per_page=len(samples),
     )
     return picture, examples
@@ -98,16 +115,7 @@ def _reference_and_spacing(demo: Demo) -> tuple[gr.File, gr.Number]:
         height=140,
         elem_id="compare-reference",
     )
-    spacing = gr.Number(
-        label="Pixel size in mm (if known)",
-        info="Distances are then given in mm.",
-        minimum=0,
-        maximum=SPACING_RANGE_MM[1],
-        step=0.001,
-        value=None,
-        elem_id="compare-spacing",
-    )
-    return reference, spacing
+    return reference, spacing_field("Distances are then given in mm.", elem_id="compare-spacing")
 
 
 def comparable(demo: Demo) -> bool:
@@ -115,16 +123,6 @@ def comparable(demo: Demo) -> bool:
     first, second = demo.models.fundus.predictor, demo.models.fundus_baseline.predictor
     structures = [{name: sorted(ids) for name, ids in model.structures.items()} for model in (first, second)]
     return dict(first.id2label) == dict(second.id2label) and structures[0] == structures[1]
-
-
-def _samples(demo: Demo) -> list[tuple[Path, Path]]:
-    """Sample pictures with their true masks."""
-    folder = demo.samples_folder / "references"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        draw_references(folder)
-    pictures = [path for path, _ in sample_pictures(demo)]
-    return [(path, folder / f"{path.stem}_reference.png") for path in pictures]
 
 
 def compare_models(
@@ -158,7 +156,8 @@ def compare_models(
             if reference is not None
         ]
     titles = (models[0].title, models[1].title)
-    return Comparison(printable(upload.stem), image, titles, (first, second), between, with_reference)
+    cautions = demo.cautions(upload, *models)
+    return Comparison(printable(upload.stem), image, titles, (first, second), between, with_reference, cautions)
 
 
 def _reference(demo: Demo, session: str, path: str | None, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -7,16 +7,29 @@ import numpy as np
 import PIL.Image
 
 from dim_hf.demo.agreement import Agreement, agreement_cells
-from dim_hf.demo.drawing import DIFFERENCE_COLORS, ONLY_FIRST, ONLY_SECOND, OTHER_CLASS, SAME, difference, legend
-from dim_hf.demo.fundus_view import encoded, layer, painted, shown_size, viewer
+from dim_hf.demo.drawing import (
+    DIFFERENCE_COLORS,
+    ONLY_FIRST,
+    ONLY_SECOND,
+    OTHER_CLASS,
+    SAME,
+    clear_png,
+    difference,
+    jpeg,
+    layer,
+    legend,
+    resized,
+)
+from dim_hf.demo.fundus_view import shown_image, shown_size, viewer
 from dim_hf.demo.tables import table
+from dim_hf.demo.tiles import review_flag
 from dim_hf.inference.prediction import Prediction
 
 EMPTY_TABLES = '<div class="tables empty"></div>'
 _HEAD = ["Structure", "Dice", "HD95", "In words"]
 _HELP = (
     "Dice is 1 where both enclose the same pixels and 0 where they share none. HD95 is a distance: 95 % of the "
-    "borders lie nearer to each other than that."
+    "borders lie nearer to each other than that. One drawn image proves nothing; see the table on the tab Method."
 )
 
 
@@ -31,6 +44,7 @@ class Comparison:
         predictions: Of the two models, with the same classes.
         between: The first model's mask against the second one's.
         with_reference: Each model's mask against the reference; empty without one.
+        cautions: Why the masks deserve no trust.
     """
 
     name: str
@@ -39,6 +53,7 @@ class Comparison:
     predictions: tuple[Prediction, Prediction]
     between: list[Agreement]
     with_reference: list[list[Agreement]]
+    cautions: tuple[str, ...] = ()
 
 
 def empty_view(titles: tuple[str, str]) -> str:
@@ -75,8 +90,8 @@ def _difference(found: Comparison) -> str:
     """Both masks in one picture over the image in grey, with how much of it differs in words."""
     whole = difference(*(prediction.labels for prediction in found.predictions))
     size = shown_size(whole.shape)
-    shown = np.asarray(PIL.Image.fromarray(whole).resize(size, PIL.Image.Resampling.NEAREST))
-    grey = PIL.Image.fromarray(found.image).resize(size, PIL.Image.Resampling.LANCZOS).convert("L").convert("RGB")
+    shown = resized(whole, size[::-1], is_label=True)
+    grey = np.asarray(PIL.Image.fromarray(shown_image(found.image, size)).convert("L"))
     counts = np.bincount(whole.ravel(), minlength=5)
     either = int(counts[1:].sum())
     differing = 100 * (either - int(counts[SAME])) / either if either else 0.0
@@ -89,9 +104,9 @@ def _difference(found: Comparison) -> str:
     }
     present = {index: words for index, words in names.items() if counts[index]}
     return (
-        f'<figure class="viewer differing" style="aspect-ratio: {size[0]} / {size[1]}">'
-        f"{layer('base', encoded(grey, 'WEBP'), f'Difference of the two masks: {said}')}"
-        f"{layer('fill', encoded(painted(shown, DIFFERENCE_COLORS), 'PNG'), '')}</figure>"
+        '<figure class="viewer differing">'
+        f"{layer('base', jpeg(grey), f'Difference of the two masks: {said}')}"
+        f"{layer('fill', clear_png(shown, DIFFERENCE_COLORS))}</figure>"
         f'<div class="legends">{legend(present, DIFFERENCE_COLORS)}<p>{html.escape(said.capitalize())}.</p></div>'
     )
 
@@ -104,4 +119,5 @@ def agreement_tables(found: Comparison) -> str:
         for title, own in zip(found.titles, found.with_reference, strict=True):
             rows = [agreement_cells(row, "the model", "the reference") for row in own]
             parts.append(table(_HEAD, rows, f"{title}, with your reference mask."))
-    return f'<div class="tables">{"".join(parts)}<p class="quiet">{_HELP}</p></div>'
+    flag = review_flag(found.cautions, is_likeness_known=True) if found.cautions else ""
+    return f'<div class="tables">{flag}{"".join(parts)}<p class="quiet">{_HELP}</p></div>'

@@ -1,5 +1,6 @@
 """What all tabs share: settings, models, sessions, and one gate before the processor."""
 
+import filecmp
 import os
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from dim_hf.inference.prediction import Prediction
 
 PREDICTION_QUEUE = "prediction"
 """`concurrency_id` of every event that predicts: they share one line, of `settings.concurrency` at a time."""
+ONLY_DRAWINGS = "This model has only seen computer-drawn pictures; what it says about a patient's image means nothing."
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +66,28 @@ class Demo:
         self.store.folder(session)
         with self.turn():
             try:
-                return model.predictor(image, spacing_mm=spacing_mm)
+                found = model.predictor(image, spacing_mm=spacing_mm)
             except MemoryError:
                 raise
             except ValueError as error:
                 raise Refusal(_without_paths(error, image)) from error
+        self.store.folder(session)  # refused where the page was closed meanwhile: nobody wants the files
+        return found
+
+    def cautions(self, upload: "str | os.PathLike", *models: DemoModel) -> tuple[str, ...]:
+        """Why masks of an image deserve no trust, however it looks: sentences; none for the demo's own samples.
+
+        Args:
+            upload: The image's file.
+            models: What predicted it.
+        """
+        if all(model.origin != "shipped" for model in models) or self._is_sample(upload):
+            return ()
+        return (ONLY_DRAWINGS,)
+
+    def _is_sample(self, upload: "str | os.PathLike") -> bool:
+        samples = (path for path in self.samples_folder.rglob("*") if path.is_file())
+        return any(filecmp.cmp(upload, path, shallow=False) for path in samples)
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -118,6 +118,18 @@ def jpeg(pixels: np.ndarray) -> str:
     return _address(PIL.Image.fromarray(np.ascontiguousarray(pixels)), "JPEG", quality=_QUALITY)
 
 
+def layer(kind: str, source: str, alt: str = "") -> str:
+    """One of the pictures that lie on each other in a `viewer`.
+
+    Args:
+        kind: CSS class: "base", "fill", "lines" or "heat".
+        source: From `jpeg` or `clear_png`.
+        alt: What a screen reader says; any text. With "" the layer is passed over.
+    """
+    hidden = "" if alt else ' aria-hidden="true"'
+    return f'<img class="layer {kind}" alt="{html.escape(alt)}"{hidden} src="{source}">'
+
+
 def _address(picture: PIL.Image.Image, form: str, **settings: int) -> str:
     file = BytesIO()
     picture.save(file, format=form, **settings)

@@ -12,22 +12,21 @@ _SIZE = 384
 _FIRST, _SEED = 900, 7  # far from the images that the shipped models have seen
 
 
-def draw_pictures(folder: Path) -> list[tuple[Path, str]]:
-    """Write one fundus phantom of each camera.
+def draw_pictures(folder: Path, references: Path) -> None:
+    """Write fundus phantoms: one of each camera, and one that looks like none of them.
 
     Args:
-        folder: Existing folder.
-
-    Returns:
-        Files and their captions.
+        folder: Existing folder, of the pictures.
+        references: Existing folder, of their true masks, in the same order: a pixel's value is its class.
     """
-    drawn = []
-    for number, camera in enumerate(get_phantom("fundus").domains):
-        path = folder / f"fundus_{camera}.png"
-        pixels, _ = render_phantom("fundus", domain=camera, index=_FIRST + number, size=_SIZE, seed=_SEED)
-        PIL.Image.fromarray(pixels).save(path, compress_level=3)
-        drawn.append((path, camera.replace("_", " ").capitalize()))
-    return drawn
+    cameras = get_phantom("fundus").domains
+    eyes = [(camera, camera, False) for camera in cameras]
+    # Green light alone, as red-free photographs have it: no camera of the training gives such.
+    for number, (name, camera, is_red_free) in enumerate([*eyes, ("unseen_look", cameras[0], True)]):
+        pixels, labels = render_phantom("fundus", domain=camera, index=_FIRST + number, size=_SIZE, seed=_SEED)
+        shown = np.repeat(pixels[..., 1:2], 3, axis=2) if is_red_free else pixels
+        PIL.Image.fromarray(shown).save(folder / f"fundus_{name}.png", compress_level=3)
+        PIL.Image.fromarray(labels).save(references / f"fundus_{name}_reference.png")
 
 
 def draw_volume(folder: Path, scanner: str = "scanner_a", size: int = 96) -> Path:
@@ -50,18 +49,3 @@ def draw_volume(folder: Path, scanner: str = "scanner_a", size: int = 96) -> Pat
     # Columns run to the patient's left, rows to the back, slices to the head.
     write_nifti(Volume((voxels.T * 1000).astype(np.int16), np.diag([-x, -y, z, 1.0])), path)
     return path
-
-
-def draw_references(folder: Path) -> list[Path]:
-    """Write the true mask of each picture of `draw_pictures`, in its order: a pixel's value is its class.
-
-    Args:
-        folder: Existing folder.
-    """
-    drawn = []
-    for number, camera in enumerate(get_phantom("fundus").domains):
-        path = folder / f"fundus_{camera}_reference.png"
-        _, labels = render_phantom("fundus", domain=camera, index=_FIRST + number, size=_SIZE, seed=_SEED)
-        PIL.Image.fromarray(labels.astype(np.uint8)).save(path)
-        drawn.append(path)
-    return drawn

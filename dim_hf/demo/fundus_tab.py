@@ -1,6 +1,5 @@
 """The fundus tab: one photograph, its disc and cup, and what can be measured on them."""
 
-import math
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -10,20 +9,29 @@ import gradio as gr
 import numpy as np
 
 from dim_hf.data.texts import printable
+from dim_hf.demo.agreement import check_spacing
 from dim_hf.demo.context import PREDICTION_QUEUE, Demo, session_of
 from dim_hf.demo.examples import draw_pictures
-from dim_hf.demo.fundus_view import EMPTY_CARDS, EMPTY_VIEW, cards, mask_picture, viewer
+from dim_hf.demo.fundus_view import EMPTY_VIEW, findings, mask_picture, viewer
 from dim_hf.demo.intake import load_picture
 from dim_hf.demo.refusals import Refusal, shown_on_page, told_to_clients
-from dim_hf.demo.uploads import picture_field, uploaded_file
+from dim_hf.demo.tiles import EMPTY_CARDS
+from dim_hf.demo.uploads import (
+    PLAIN_VALUES,
+    blank_on,
+    picture_field,
+    remember_uploads,
+    spacing_field,
+    uploaded_file,
+)
 from dim_hf.inference.inputs import safe_target
 from dim_hf.inference.measurements import write_measurements
 from dim_hf.inference.prediction import Prediction
 
 _NOTHING = "No picture was given; upload one, or pick an example."
-_LARGEST_SPACING_MM = 10.0
 NO_FILE = gr.update(value=None, interactive=False)
 """A download button that has nothing to give."""
+_BLANK = (EMPTY_VIEW, EMPTY_CARDS, NO_FILE, NO_FILE)
 # Opacity and layers are the browser's own business: no server is asked, so sliding is immediate.
 _SET_OPACITY = "(value) => { document.querySelector('#fundus-view').style.setProperty('--opacity', value / 100); }"
 _SET_LAYERS = """(shown, lines) => {
@@ -49,12 +57,7 @@ def build(demo: Demo) -> None:
                 elem_id="fundus-upload",
                 buttons=[],
             )
-            spacing = gr.Number(
-                label="Pixel size in mm",
-                info="With it, areas are in mm². 0: not known.",
-                value=0,
-                elem_id="fundus-spacing",
-            )
+            spacing = spacing_field("Areas are then given in mm².", elem_id="fundus-spacing")
             button = gr.Button("Outline disc and cup", variant="primary", elem_id="fundus-run")
             examples = gr.Dataset(
                 components=[gr.Image(render=False)],
@@ -62,6 +65,7 @@ def build(demo: Demo) -> None:
                 type="index",
                 label="Or try an example",
                 elem_id="fundus-examples",
+                elem_classes="examples",
                 samples_per_page=len(samples),
             )
             notice = gr.HTML("", elem_id="fundus-notice", elem_classes="notices")
@@ -82,13 +86,13 @@ def build(demo: Demo) -> None:
     opacity.input(None, opacity, None, js=_SET_OPACITY, api_visibility="private")
     gr.on([layer.input, lines.input], None, [layer, lines], None, js=_SET_LAYERS, api_visibility="private")
 
-    @shown_on_page((EMPTY_VIEW, EMPTY_CARDS, NO_FILE, NO_FILE))
+    @shown_on_page(_BLANK)
     def segment(path: str | None, spacing_mm: float | None, request: gr.Request) -> tuple[Any, ...]:
         image, prediction, name = predict(demo, session_of(request), path, spacing_mm)
         mask, table = write_files(demo, session_of(request), prediction, name)
         return (
             viewer(image, prediction, name),
-            cards(prediction),
+            findings(prediction, demo.cautions(path, demo.models.fundus)),
             gr.update(value=str(mask), interactive=True),
             gr.update(value=str(table), interactive=True),
         )
@@ -99,23 +103,24 @@ def build(demo: Demo) -> None:
     outputs = [notice, view, numbers, mask_file, table_file]
     line = {"concurrency_id": PREDICTION_QUEUE, "concurrency_limit": demo.settings.concurrency}
     hidden = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": view}
-    button.click(segment, [picture, spacing], outputs, **line, **hidden)
-    examples.click(pick, examples, picture, queue=False, show_progress="hidden", api_visibility="private").then(
-        segment, [picture, spacing], outputs, **line, **hidden
-    )
+    send = {**line, **hidden, "js": PLAIN_VALUES}
+    blank_on([examples.click], outputs, _BLANK)
+    run = button.click(segment, [picture, spacing], outputs, **send)
+    picked = examples.click(pick, examples, picture, queue=False, show_progress="hidden", api_visibility="private")
+    shown = picked.then(segment, [picture, spacing], outputs, trigger_mode="always_last", **send)
+    blank_on([picture.upload, picture.clear], outputs, _BLANK, [run, shown])
+    remember_uploads(demo, picture)
     _add_endpoint(demo, line)
 
 
-def sample_pictures(demo: Demo) -> list[tuple[Path, str]]:
-    """The drawn examples of this process, with captions; other tabs show them as well."""
-    folder = demo.samples_folder / "pictures"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        return draw_pictures(folder)
-    return [
-        (path, path.stem.removeprefix("fundus_").replace("_", " ").capitalize())
-        for path in sorted(folder.glob("*.png"))
-    ]
+def sample_pictures(demo: Demo) -> list[tuple[Path, Path]]:
+    """The drawn examples of this process, each with its true mask; other tabs show them as well."""
+    pictures, masks = demo.samples_folder / "pictures", demo.samples_folder / "references"
+    if not pictures.exists():
+        for folder in (pictures, masks):
+            folder.mkdir(parents=True)
+        draw_pictures(pictures, masks)
+    return list(zip(sorted(pictures.iterdir()), sorted(masks.iterdir()), strict=True))
 
 
 def predict(
@@ -139,7 +144,7 @@ def predict(
         raise Refusal(_NOTHING)
     upload = demo.store.own_upload(session, uploaded_file(path))
     image = in_color(load_picture(upload, demo.settings))
-    prediction = demo.predict(session, demo.models.fundus, image, spacing_mm=_spacing(spacing_mm))
+    prediction = demo.predict(session, demo.models.fundus, image, spacing_mm=check_spacing(spacing_mm))
     return image, prediction, printable(upload.stem)
 
 
@@ -162,14 +167,6 @@ def write_files(demo: Demo, session: str, prediction: Prediction, name: str) -> 
     mask_picture(prediction).save(mask, format="PNG")
     write_measurements([(name, prediction.measurements)], table)
     return mask, table
-
-
-def _spacing(value: float | None) -> tuple[float, float] | None:
-    if not value:
-        return None
-    if not math.isfinite(value) or not 0 < value <= _LARGEST_SPACING_MM:
-        raise Refusal(f"The pixel size is {value} mm; give a number above 0 and at most {_LARGEST_SPACING_MM:g}.")
-    return float(value), float(value)
 
 
 def _add_endpoint(demo: Demo, line: dict[str, Any]) -> None:

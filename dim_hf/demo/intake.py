@@ -10,6 +10,7 @@ import numpy as np
 
 from dim_hf.data.archives import unpack
 from dim_hf.data.images import open_picture, read_picture
+from dim_hf.data.limits import SizeError
 from dim_hf.data.texts import printable
 from dim_hf.data.volumes.volume import (
     Volume,
@@ -57,8 +58,15 @@ def check_picture(path: str | os.PathLike, settings: DemoSettings) -> Path:
     path = checked_size(path, settings)
     ending = check_kind(path, PICTURE_ENDINGS)
     check_structure(path, ending)
-    with told(path), open_picture(path, max_pixels=settings.max_pixels) as (image, _):
-        width, height = image.size
+    with told(path):
+        try:
+            with open_picture(path, max_pixels=settings.max_pixels) as (image, _):
+                width, height = image.size
+        except SizeError as error:  # Pillow has a limit of its own, and names that one
+            raise Refusal(
+                f"{shown_name(path)} is too large: at most {settings.max_pixels / 1e6:g} million pixels are read. Cut "
+                "it or reduce its resolution."
+            ) from error
     shorter, longer = sorted((width, height))
     if shorter < _SHORTEST_SIDE or longer > _MOST_ELONGATED * shorter:
         raise Refusal(

@@ -1,15 +1,17 @@
 """Which models the demo shows: the one that was asked for, the one on the Hub, or those that are shipped."""
 
 import os
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dim_hf.demo.refusals import Refusal
+from huggingface_hub import HfApi, constants
+
 from dim_hf.demo.settings import HUB_MODEL, DemoSettings
 from dim_hf.inference.predictor import Predictor
 
+_HUB_SECONDS = 3
 SHIPPED = Path(__file__).parent / "models"
-_SETTINGS = {"uncertainty": "entropy"}
 _PHANTOM_NOTE = "trained on computer-drawn phantoms only, so what it says about a patient's image means nothing"
 
 
@@ -65,18 +67,18 @@ def load_models(settings: DemoSettings) -> DemoModels:
     Raises:
         ValueError: If a model that was asked for cannot be loaded, or a shipped one is missing.
     """
-    shipped = {name: _shipped(name) for name in ("fundus", "fundus-baseline", "volume")}
-    fundus, baseline, volume = shipped.values()
     notices: list[str] = []
+    # Those that may be refused come first.
+    compared = _named(settings.compare_model, "compared") if settings.compare_model else None
+    if compared is not None and compared.kind != "fundus":
+        raise ValueError(f"{settings.compare_model} segments no pictures in color; give another model to compare")
     chosen = _named(settings.model, "chosen") if settings.model else _from_hub(notices)
+    fundus, baseline, volume = (_shipped(name) for name in ("fundus", "fundus-baseline", "volume"))
+    baseline = compared or baseline
     if chosen is not None and chosen.kind == "fundus":
         fundus = chosen
     elif chosen is not None:
         volume = chosen
-    if settings.compare_model:
-        baseline = _named(settings.compare_model, "compared")
-        if baseline.kind != "fundus":
-            raise ValueError(f"{settings.compare_model} segments no pictures in color; give another model to compare")
     return DemoModels(fundus, baseline, volume, tuple(notices))
 
 
@@ -94,15 +96,13 @@ def _shipped(name: str) -> DemoModel:
     folder = SHIPPED / name
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{folder} lacks its model; run examples/train_demo_models.py, or install the package again")
-    predictor = Predictor.from_pretrained(folder, device="cpu", **_SETTINGS)
-    kind = "volume" if name == "volume" else "fundus"
+    predictor, kind = _predictor(folder, device="cpu")
     return DemoModel(name, titles[name], predictor, kind, "shipped", f"{titles[name]}: {_PHANTOM_NOTE}.", folder)
 
 
 def _named(name: str, role: str) -> DemoModel:
-    predictor = Predictor.from_pretrained(name, **_SETTINGS)
+    predictor, kind = _predictor(name)
     local = is_local(name)
-    kind = "fundus" if _takes_color(predictor) else "volume"
     title = Path(name).resolve().name if local else name
     origin = "folder" if local else "hub"
     return DemoModel(
@@ -118,24 +118,39 @@ def _named(name: str, role: str) -> DemoModel:
 
 def _from_hub(notices: list[str]) -> DemoModel | None:
     try:
-        return _named(HUB_MODEL, "default")
+        if constants.HF_HUB_OFFLINE or _hub_answers():  # offline: what was downloaded before
+            return _named(HUB_MODEL, "default")
     except ValueError:
-        notices.append(
-            f"The model {HUB_MODEL} could not be loaded from the Hub; small models that come with the demo are shown."
-        )
-        return None
+        pass
+    notices.append(
+        f"The model {HUB_MODEL} could not be loaded from the Hub; small models that come with the demo are shown."
+    )
+    return None
 
 
-def _takes_color(predictor: Predictor) -> bool:
+def _hub_answers() -> bool:
+    """Whether the Hub has the default model and says so soon; loading it would try for a minute."""
+    print(f"Trying {HUB_MODEL} on the Hub…", flush=True)
+    answers = []
+
+    def ask() -> None:
+        try:
+            answers.append(HfApi().model_info(HUB_MODEL, timeout=_HUB_SECONDS))
+        except Exception:  # whatever is wrong there: the shipped models are shown
+            return
+
+    # A thread: looking up a name obeys no time limit.
+    asking = threading.Thread(target=ask, name="dim-demo-hub", daemon=True)
+    asking.start()
+    asking.join(_HUB_SECONDS + 1)
+    return bool(answers)
+
+
+def _predictor(name: str | Path, device: str | None = None) -> tuple[Predictor, str]:
+    """What predicts, and the kind of its images; the uncertainty is computed where the page shows it: of pictures."""
+    predictor = Predictor.from_pretrained(name, device=device)
     config = predictor.networks[0].config
-    return predictor.spatial_dims == 2 and int(getattr(config, "num_channels", 3)) == 3
-
-
-def require_kind(model: DemoModel, kind: str) -> None:
-    """Refuse a model in a tab of the other kind.
-
-    Raises:
-        Refusal: If the model is of another kind.
-    """
-    if model.kind != kind:
-        raise Refusal(f"the model {model.title} is none for this tab; choose another one")
+    if predictor.spatial_dims != 2 or int(getattr(config, "num_channels", 3)) != 3:
+        return predictor, "volume"
+    predictor.options = replace(predictor.options, uncertainty="entropy")
+    return predictor, "fundus"

@@ -13,6 +13,7 @@ _LOG = logging.getLogger(__name__)
 _LONGEST = 400  # characters of a sentence
 UNEXPECTED = "Something went wrong on our side; nothing of yours was kept. Try again, or try another file."
 BUSY = "Many visitors are using the demo right now. Wait a minute, then press the button again."
+WRONG_TYPE = "A value has the wrong type or is out of range; give numbers as numbers, and files as uploaded files."
 OUT_OF_MEMORY = "The machine ran out of memory for this file. Try a smaller one, or cut it to the part of interest."
 
 
@@ -99,6 +100,34 @@ def told_to_clients(function: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(sentence_of(error), print_exception=False) from None
 
     return once
+
+
+def refuse_wrong_types(page: Any) -> None:
+    """Let a page answer values of wrong types with a sentence: Gradio would log them with a traceback.
+
+    Args:
+        page: The `gr.Blocks`, complete.
+    """
+    import gradio as gr
+
+    prepare = page.preprocess_data
+
+    async def checked(function: Any, inputs: list[Any], *values: Any, **named: Any) -> Any:
+        try:
+            for component, value in zip(function.inputs, inputs, strict=False):
+                counted = isinstance(component, gr.Number | gr.Slider | gr.Dataset) and value is not None
+                if counted and (isinstance(value, bool) or not isinstance(value, int | float)):
+                    raise TypeError(f"{type(value).__name__} in place of a number")
+                if counted:
+                    float(value)  # whole numbers of any size may come
+            return await prepare(function, inputs, *values, **named)
+        except gr.Error as error:
+            raise gr.Error(error.message, print_exception=False) from None
+        except Exception as error:  # of its values, which may name files of visitors, nothing is logged
+            _LOG.warning("a request was refused for its values: %s", type(error).__name__)
+            raise gr.Error(WRONG_TYPE, print_exception=False) from None
+
+    page.preprocess_data = checked
 
 
 def _with_notice(found: Any, outputs: int) -> tuple[Any, ...]:

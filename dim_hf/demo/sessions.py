@@ -17,7 +17,9 @@ from dim_hf.demo.settings import DemoSettings
 
 FORGOTTEN = "The result is no longer kept on the server; press the button again."
 _NAMELESS = "The page has lost its session; reload it."
+_CLOSED = "This page was closed, and its files are removed; reload it."
 _LONGEST_NAME = 128
+_MOST_CLOSED = 10_000  # names of closed sessions that are remembered
 _UPLOADED = re.compile(r"[0-9a-f]{64}")  # Gradio's folder of an upload: the hash of its content
 
 
@@ -55,6 +57,7 @@ class SessionStore:
         self._clock = clock
         self._lock = threading.RLock()
         self._sessions: dict[str, _Session] = {}
+        self._closed: OrderedDict[str, float] = OrderedDict()  # → when the page was closed
         self._kept: OrderedDict[tuple[str, str], tuple[Any, int]] = OrderedDict()
         self._bytes = 0
 
@@ -121,22 +124,38 @@ class SessionStore:
             session: Name of the session.
             path: Where the server put it. Files of equal content share a place; one that somebody else uploaded
                 again in the meantime stays for them. A sample, which is no upload, stays for all.
+
+        Raises:
+            Refusal: If the page has no session, or was closed meanwhile; then the file is gone as well.
         """
         place = Path(path)
         if _UPLOADED.fullmatch(place.parent.name):
             with self._lock:
+                if session in self._closed and place not in self._used():
+                    _remove_file(place)
                 self._session(session).uploads[place] = _changed(place)
         return place
 
     def close(self, session: str) -> None:
-        """Remove all files and predictions of a session; nothing happens where there are none."""
+        """Remove all files and predictions of a session whose page was closed; nothing happens where there are none.
+
+        What is still under way for it is refused for `session_seconds`, so that it leaves nothing behind.
+        """
+        with self._lock:
+            if session in self._sessions:
+                self._closed[session] = self._clock()
+                while len(self._closed) > _MOST_CLOSED:
+                    self._closed.popitem(last=False)
+            self._remove(session)
+
+    def _remove(self, session: str) -> None:
         with self._lock:
             gone = self._sessions.pop(session, None)
             if gone is None:
                 return
             for name in tuple(gone.kept):
                 self._drop((session, name))
-            still_used = {place for other in self._sessions.values() for place in other.uploads}
+            still_used = self._used()
             for place, changed in gone.uploads.items():
                 if place not in still_used and _changed(place) == changed:
                     _remove_file(place)
@@ -145,7 +164,7 @@ class SessionStore:
     def sweep(self) -> int:
         """Close the sessions that were idle for longer than `session_seconds`; gives their number.
 
-        Uploads as old that no session has used go as well.
+        Uploads as old that no session has used go as well, and what unfinished uploads left.
         """
         with self._lock:
             now = self._clock()
@@ -154,8 +173,11 @@ class SessionStore:
                 for name, session in self._sessions.items()
                 if now - session.last_seen > self.settings.session_seconds
             ]
+            for name, closed in tuple(self._closed.items()):
+                if now - closed > self.settings.session_seconds:
+                    del self._closed[name]
         for name in idle:
-            self.close(name)
+            self._remove(name)  # the page may still be open, and used again
         self._remove_strays()
         return len(idle)
 
@@ -163,21 +185,29 @@ class SessionStore:
         if self.uploads is None:
             return
         with self._lock:
-            used = {place for session in self._sessions.values() for place in session.uploads}
-        for place in self.uploads.glob("*/*"):
-            is_upload = _UPLOADED.fullmatch(place.parent.name)
-            if is_upload and place not in used and _age(place) > self.settings.session_seconds:
-                _remove_file(place)
+            used = self._used()
+        folders = _names_in(self.uploads)
+        for name in filter(_UPLOADED.fullmatch, folders):
+            for file in _names_in(self.uploads / name):
+                place = self.uploads / name / file
+                if place not in used and _age(place) > self.settings.session_seconds:
+                    _remove_file(place)
+        remove_unfinished(self.uploads, time.time() - self.settings.upload_seconds)
+
+    def _used(self) -> set[Path]:
+        return {place for session in self._sessions.values() for place in session.uploads}
 
     def close_all(self) -> None:
         """Close every session and remove the folder of all files."""
         for name in tuple(self._sessions):
-            self.close(name)
+            self._remove(name)
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _session(self, name: str) -> _Session:
         if not isinstance(name, str) or not name or len(name) > _LONGEST_NAME:
             raise Refusal(_NAMELESS)
+        if name in self._closed:
+            raise Refusal(_CLOSED)
         found = self._sessions.get(name)
         if found is None:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -191,6 +221,30 @@ class SessionStore:
         self._bytes -= size
         if key[0] in self._sessions:
             self._sessions[key[0]].kept.discard(key[1])
+
+
+def remove_unfinished(uploads: Path, before: float) -> None:
+    """Remove what cut-off uploads left: Gradio writes to `tmp*`, and moves the file once it is complete.
+
+    Args:
+        uploads: Where the server puts uploads.
+        before: Unix time; files that were written since then may still grow, and stay.
+    """
+    for name in _names_in(uploads):
+        place = uploads / name
+        try:
+            if name.startswith("tmp") and place.is_file() and place.stat().st_mtime < before:
+                place.unlink()
+        except OSError:  # it was moved meanwhile
+            continue
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Names of what lies in a folder; none if it has gone."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def _changed(path: Path) -> int:

@@ -22,7 +22,10 @@ class DemoSettings:
         max_unpacked_bytes: Of a zip, unpacked.
         max_batch_files: Pictures of one batch.
         max_upload_bytes: Of one upload request, over all its files.
+        upload_seconds: How long one upload request may take.
         disk_bytes: Of all files of all sessions; beyond it, uploads are refused for a while.
+        max_files: Number of files of all sessions; the same.
+        session_events: Predictions of one page that run or wait.
         concurrency: Predictions at a time.
         queue_size: Visitors that wait for one; the next one is told that the demo is busy.
         busy_seconds: How long a prediction waits for its turn before the visitor is told so.
@@ -37,12 +40,15 @@ class DemoSettings:
     compare_model: str | None = None
     max_file_bytes: int = 128 * 2**20
     max_pixels: int = 25_000_000
-    max_voxels: int = 64_000_000
+    max_voxels: int = 56_000_000  # 512 x 512 x 200, and a little more
     max_zip_entries: int = 2000
     max_unpacked_bytes: int = 512 * 2**20
     max_batch_files: int = 24
     max_upload_bytes: int = 256 * 2**20
+    upload_seconds: int = 600
     disk_bytes: int = 4 * 2**30
+    max_files: int = 5000
+    session_events: int = 2
     concurrency: int = 1
     queue_size: int = 64
     busy_seconds: int = 60

@@ -6,7 +6,11 @@ import gradio as gr
 
 ASSETS = Path(__file__).parent / "assets"
 STYLE = ASSETS / "style.css"
-HEAD = '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+HEAD = (
+    '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+    f"<script>{(ASSETS / 'names.js').read_text(encoding='utf-8')}</script>"
+    f"<script>{(ASSETS / 'results.js').read_text(encoding='utf-8')}</script>"
+)
 _SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace")
 
@@ -55,6 +59,9 @@ def make_theme() -> gr.themes.Base:
         button_secondary_background_fill_dark="#222b35",
         button_secondary_border_color="#cbd4dd",
         button_secondary_border_color_dark="#3a4653",
+        input_background_fill_dark="#222b35",
+        table_even_background_fill_dark="#192028",
+        table_odd_background_fill_dark="#141a21",
         slider_color="#0f766e",
         slider_color_dark="#2dd4bf",
     )

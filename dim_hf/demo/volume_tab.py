@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from dim_hf.demo.examples import draw_volume
 from dim_hf.demo.intake import VOLUME_ENDINGS, load_volume
 from dim_hf.demo.planes import PLANES, as_grey, cut, grey_window, patient_order
 from dim_hf.demo.refusals import Refusal, shown_on_page, told_to_clients
-from dim_hf.demo.uploads import file_field, uploaded_file
-from dim_hf.demo.volume_view import EMPTY_CARDS, ViewedVolume, empty_figure, slice_figure, volume_cards
+from dim_hf.demo.tiles import EMPTY_CARDS
+from dim_hf.demo.uploads import blank_on, file_field, remember_uploads, uploaded_file
+from dim_hf.demo.volume_view import ViewedVolume, empty_figure, findings, slice_figure
 from dim_hf.inference.inputs import Case, safe_target
 from dim_hf.inference.measurements import write_measurements
 from dim_hf.inference.outputs import write_prediction
@@ -30,6 +31,7 @@ _DIRECTIONS = {"axial": "from the feet", "coronal": "from the back", "sagittal":
 # Updates, not components: those would appear on the page where they are made.
 _NO_FILE = gr.update(value=None, interactive=False)
 _NO_SLICES = gr.update(maximum=2, value=1, interactive=False)
+_BLANK = (EMPTY_CARDS, _NO_FILE, _NO_FILE, *map(empty_figure, PLANES), *[_NO_SLICES] * len(PLANES))
 # Opacity and contours are the browser's own business: no server is asked, so sliding is immediate.
 _SET_OPACITY = "(value) => { document.querySelector('#volume-view').style.setProperty('--opacity', value / 100); }"
 _SET_LINES = "(lines) => { document.querySelector('#volume-view').classList.toggle('no-lines', !lines); }"
@@ -61,7 +63,8 @@ def build(demo: Demo) -> None:
     outputs = [fields.notice, fields.numbers, fields.mask, fields.table]
     outputs += [*fields.figures.values(), *fields.sliders.values()]
     segment = _segment(demo)
-    fields.button.click(segment, fields.upload, outputs, **line, **hidden)
+    blank_on([fields.examples.click], outputs, _BLANK)
+    run = fields.button.click(segment, fields.upload, outputs, **line, **hidden)
 
     def pick(index: int) -> str:
         return str(samples[int(index) % len(samples)][0])
@@ -69,7 +72,9 @@ def build(demo: Demo) -> None:
     picked = fields.examples.click(
         pick, fields.examples, fields.upload, queue=False, show_progress="hidden", api_visibility="private"
     )
-    picked.then(segment, fields.upload, outputs, **line, **hidden)
+    shown = picked.then(segment, fields.upload, outputs, trigger_mode="always_last", **line, **hidden)
+    blank_on([fields.upload.upload, fields.upload.clear], outputs, _BLANK, [run, shown])
+    remember_uploads(demo, fields.upload)
     for plane, slider in fields.sliders.items():
         slider.input(
             _slide(demo, plane),
@@ -99,6 +104,7 @@ def _lay_out(thumbnails: Sequence[Path]) -> _Fields:
                 type="index",
                 label="Or try an example",
                 elem_id="volume-examples",
+                elem_classes="examples",
             )
         with gr.Column(scale=7, min_width=320):
             with gr.Column(elem_id="volume-findings"):
@@ -119,12 +125,12 @@ def _lay_out(thumbnails: Sequence[Path]) -> _Fields:
 
 
 def _segment(demo: Demo) -> Callable[..., Any]:
-    @shown_on_page((EMPTY_CARDS, _NO_FILE, _NO_FILE, *map(empty_figure, PLANES), *[_NO_SLICES] * len(PLANES)))
+    @shown_on_page(_BLANK)
     def segment(path: str | None, request: gr.Request) -> tuple[Any, ...]:
         viewed, prediction, mask, table = predict(demo, session_of(request), path)
         starts = {plane: viewed.start(plane) for plane in PLANES}
         return (
-            volume_cards(viewed, prediction),
+            findings(viewed, prediction, demo.cautions(path, demo.models.volume)),
             gr.update(value=str(mask), interactive=True),
             gr.update(value=str(table), interactive=True),
             *(slice_figure(viewed, plane, start) for plane, start in starts.items()),
@@ -220,9 +226,7 @@ def write_files(upload: Path, prediction: Prediction, name: str, folder: Path) -
     table = folder / f"{stem}_measurements.csv"
     write_measurements([(name, prediction.measurements)], table)
     if upload.name.lower().endswith((".nii", ".nii.gz")):
-        # Without its maps, which nobody asked for: they are four times as large.
-        alone = replace(prediction, probabilities=None, uncertainty=None)
-        files = write_prediction(alone, Case(name, (upload,), f"{stem}_mask"), folder)
+        files = write_prediction(prediction, Case(name, (upload,), f"{stem}_mask"), folder)
         return folder / files[0], table
     mask = folder / f"{stem}_mask.nii.gz"
     assert prediction.affine is not None

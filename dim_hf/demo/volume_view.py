@@ -1,13 +1,12 @@
 """What the volume tab shows of a prediction: slices in layers that the browser mixes, numbers, and what to look at."""
 
-import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dim_hf.data.volumes.volume import Volume
-from dim_hf.demo.drawing import class_colors, clear_png, contours, jpeg, legend, resized, screen_size
+from dim_hf.demo.drawing import class_colors, clear_png, contours, jpeg, layer, legend, resized, screen_size
 from dim_hf.demo.planes import (
     EDGES,
     as_grey,
@@ -19,6 +18,7 @@ from dim_hf.demo.planes import (
     plane_spacing,
     slice_count,
 )
+from dim_hf.demo.tiles import cards, review_flag
 from dim_hf.inference.measurements import Measurement
 from dim_hf.inference.prediction import Prediction
 
@@ -29,7 +29,6 @@ _EMPTY_TEXTS = {
     "coronal": "",
     "sagittal": "",
 }
-EMPTY_CARDS = '<div class="cards empty"></div>'
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +93,11 @@ def slice_figure(viewed: ViewedVolume, plane: str, position: int) -> str:
     labels = resized(labels, size, is_label=True)
     colors = class_colors(viewed.id2label)
     said = f"{', '.join(found)} outlined" if found else "nothing outlined"
-    alt = html.escape(f"{viewed.name}: {plane} slice {position + 1} of {count}, {said}")
-    layers = [f'<img class="layer base" alt="{alt}" src="{jpeg(resized(pixels, size, is_label=False))}">']
+    alt = f"{viewed.name}: {plane} slice {position + 1} of {count}, {said}"
+    layers = [layer("base", jpeg(resized(pixels, size, is_label=False)), alt)]
     if found:
         lines = contours(labels, viewed.structures, colors, _LINE)
-        layers += [
-            f'<img class="layer {kind}" alt="" aria-hidden="true" src="{clear_png(areas, colors)}">'
-            for kind, areas in (("fill", labels), ("lines", lines))
-        ]
+        layers += [layer("fill", clear_png(labels, colors)), layer("lines", clear_png(lines, colors))]
     edges = "".join(
         f'<span class="edge {side}" aria-hidden="true">{letter}</span>'
         for side, letter in zip(("left", "right", "top", "bottom"), EDGES[plane], strict=True)
@@ -109,19 +105,18 @@ def slice_figure(viewed: ViewedVolume, plane: str, position: int) -> str:
     return f'<figure class="viewer plane">{"".join(layers)}{edges}</figure>'
 
 
-def volume_cards(viewed: ViewedVolume, prediction: Prediction) -> str:
-    """Numbers as tiles, the legend, and whether somebody should look again."""
-    tiles = [_tile(*_worded(measurement)) for measurement in prediction.measurements]
+def findings(viewed: ViewedVolume, prediction: Prediction, cautions: Sequence[str] = ()) -> str:
+    """Numbers as tiles, the legend, and whether somebody should look again; cautions are further reasons."""
+    tiles = [_worded(measurement) for measurement in prediction.measurements]
     if prediction.drift is not None:
-        tiles.append(_tile("Scanner drift", f"{prediction.drift:.0%}", "of the training sites' scans are less unlike"))
+        share = f"{100 * prediction.drift:.0f} %"
+        tiles.append(("Scanner drift", share, f"more unusual than {share} of the training scans"))
     size = "×".join(map(str, prediction.labels.shape))
     spacing = " × ".join(f"{length:.3g}" for length in prediction.spacing_mm or ())
-    tiles.append(_tile("Scan", size, f"voxels of {spacing} mm"))
+    tiles.append(("Scan", size, f"voxels of {spacing} mm"))
     colors = class_colors(viewed.id2label)
-    return (
-        f'<div class="legends wide">{legend(viewed.id2label, colors)}</div>'
-        f'<div class="cards">{"".join(tiles)}</div>{_review(prediction)}'
-    )
+    flag = review_flag([*cautions, *review_reasons(prediction)], is_likeness_known=prediction.review is not None)
+    return f'<div class="legends wide">{legend(viewed.id2label, colors)}</div>{cards(tiles)}{flag}'
 
 
 def review_reasons(prediction: Prediction) -> list[str]:
@@ -142,19 +137,3 @@ def _worded(measurement: Measurement) -> tuple[str, str, str]:
     value = f"{measurement.value:,.1f}" if measurement.unit == "ml" else f"{measurement.value:,.0f}"
     title = f"{measurement.structure.capitalize()}, {measurement.quantity}"
     return title, f"{value} {measurement.unit}", f"{measurement.pixels:,} voxels"
-
-
-def _tile(title: str, value: str, remark: str) -> str:
-    return (
-        f'<div class="tile"><span>{html.escape(title)}</span><b>{html.escape(value)}</b>'
-        f"<small>{html.escape(remark)}</small></div>"
-    )
-
-
-def _review(prediction: Prediction) -> str:
-    reasons = review_reasons(prediction)
-    if reasons:
-        return f'<p class="flag look" role="status"><b>Look again.</b> {html.escape(" ".join(reasons))}</p>'
-    known = "" if prediction.review is not None else " Likeness to the training scans is not known for this model."
-    calm = "<b>No reason for a second look was found.</b> This approves nothing."
-    return f'<p class="flag calm" role="status">{calm}{known}</p>'

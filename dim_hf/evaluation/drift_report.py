@@ -119,11 +119,16 @@ def format_drift(result: EvaluationResult, style: str = "markdown") -> list[str]
 
 def drift_caption(drift: Drift, rows: Sequence[DriftRow]) -> str:
     """What score, flag and AUC are, how they were calibrated, and why an AUC may be missing."""
+    rate = f"{100 * drift.false_alarm_rate:.1f} % of new images of the seen sites reach"
+    promise = (
+        f"at most {rate} (split conformal"
+        if drift.is_bound
+        else (f"about {rate} on average over the sites (cross-fitted: no bound")
+    )
     parts = [
         "Drift score: share of images of the sites that the model saw that are less unlike these than the case is, "
-        f"from pixels, features and doubt of the network. To review: from {drift.threshold:.3f} on, which at most "
-        f"{100 * drift.false_alarm_rate:.1f} % of new images of the seen sites reach (split conformal; "
-        f"calibrated on {drift.calibrated_on}).",
+        f"from pixels, features and doubt of the network. To review: from {drift.threshold:.3f} on, which "
+        f"{promise}; calibrated on {drift.calibrated_on}).",
         f"Bad: mean Dice below {BAD_DICE}. AUC: probability that a bad case has the higher score, with its "
         f"{100 * LEVEL:g} % interval (percentile bootstrap over patients, {RESAMPLES:,} resamples); 0.5 is chance.",
         *(_unseen(row.unseen_auc) for row in rows if row.unseen_auc is not None),

@@ -102,6 +102,7 @@ def _drift(statistics: SiteStatistics, scores: Scores) -> Drift:
         statistics.false_alarm_rate,
         tuple(statistics.sites),
         f"{statistics.images} {statistics.calibrated_on}",
+        statistics.is_bound,
     )
 
 

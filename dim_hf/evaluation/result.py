@@ -87,9 +87,10 @@ class Drift:
     Attributes:
         scores: In [0, 1] by domain and name of the case.
         threshold: Scores from here on are flagged for review.
-        false_alarm_rate: Share of new images of the seen sites that is flagged at most.
+        false_alarm_rate: Share of new images of the seen sites that is flagged; at most, if `is_bound`.
         seen_sites: Domains that the model saw.
         calibrated_on: Which images the threshold comes from, in words, with their number.
+        is_bound: Whether these had no part in the training, so that the rate is a bound.
     """
 
     scores: dict[tuple[str, str], float]
@@ -97,6 +98,7 @@ class Drift:
     false_alarm_rate: float
     seen_sites: tuple[str, ...]
     calibrated_on: str
+    is_bound: bool
 
 
 @dataclass(frozen=True)

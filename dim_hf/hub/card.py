@@ -15,6 +15,7 @@ from dim_hf.hub.eval_results import Score, model_index
 from dim_hf.hub.privacy import without_machine
 from dim_hf.hub.run_folder import STARTED, FinishedRun
 from dim_hf.hub.statements import Statements
+from dim_hf.inference.drift_file import STATISTICS_FILE, read_statistics
 from dim_hf.metrics.cases import default_structures
 from dim_hf.metrics.summary import Summary
 from dim_hf.metrics.summary_text import FEW_PATIENTS, format_summary
@@ -102,6 +103,7 @@ def _facts(run: FinishedRun) -> dict[str, Any]:
         "method_is_dim": any(run.weight_of(name) > 0 for name in _METHOD),
         "settings": _settings(run),
         "minutes": _minutes(run),
+        "drift": _drift(run),
     }
 
 
@@ -239,6 +241,21 @@ def _gap_sentence(summary: Summary) -> str:
     return (
         f"At {summary.worst_domain} the Dice is {summary.gap:.3f} lower than at {summary.labeled_domain}, where the "
         "labels are from."
+    )
+
+
+def _drift(run: FinishedRun) -> str:
+    """What the statistics of the seen sites are good for, in words; "" where the run has none."""
+    path = run.folder / STATISTICS_FILE
+    if not path.is_file():
+        return ""
+    statistics = read_statistics(path)
+    share = f"{100 * statistics.false_alarm_rate:.1f} %"
+    promise = f"at most {share}" if statistics.is_bound else f"about {share} (no bound)"
+    return (
+        f"With `dim-hf` each prediction has a drift score in [0, 1], from `{STATISTICS_FILE}`: how unlike the images\n"
+        f"of the sites that the model saw an image is. From {statistics.threshold:.3f} on it is flagged for review,\n"
+        f"as {promise} of new images of those sites would be; a low score does not say that a mask is right."
     )
 
 

@@ -5,7 +5,8 @@ An image is described by a few numbers of the pixels that the network sees, of t
 that the sites share (Lee et al., "A simple unified framework for detecting out-of-distribution samples", NeurIPS 2018)
 and that is shrunk, since there may be fewer images than numbers. Distances become one score by conformal prediction
 (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005): the share of the calibration images that
-are less far. So a stated part of new images of the seen sites is flagged, whatever the distances' distribution is.
+are less far. So at most a stated part of new images of the seen sites is flagged, whatever the distances' distribution
+is, where validation images calibrate; where training images have to, about that part is.
 Numpy only.
 """
 
@@ -23,12 +24,14 @@ FALSE_ALARM_RATE = 0.05
 MIN_IMAGES = 8
 """Images without which there are no statistics."""
 FOLDS = 10
+LEAST_SPREAD = 1e-12
+"""Of a number within the sites: differences over it stay finite."""
 ONE_SIDED = ("flips", "teacher_student")
 """Parts that are distances already, a number an image: more is stranger, and less is not."""
 VALIDATION, CROSS_FITTED = "validation images", "training and validation images, each left out of its own statistics"
 
 # Spreads below this share of the numbers' size are rounding; they would make rounding look like a drift.
-_LEAST_SPREAD = 1e-3
+_LEAST_SHARE = 1e-3
 _LEAST_SHRINKAGE = 1e-3
 
 
@@ -38,7 +41,7 @@ class Moments:
 
     Attributes:
         means: (S, D), a row a site.
-        spreads: (D,) standard deviations within the sites, above 0.
+        spreads: (D,) standard deviations within the sites, from `LEAST_SPREAD` on.
         correlation: (D, D) within the sites, shrunk: symmetric, positive definite.
     """
 
@@ -95,7 +98,7 @@ def fit_moments(values: Floats, sites: Sequence[str]) -> Moments:
     means = np.stack([values[number == index].mean(axis=0) for index in range(len(names))])
     apart = values - means[number]
     freedom = max(1, len(values) - len(names))
-    least = max(_LEAST_SPREAD * math.sqrt(np.mean(values**2)), 1e-12)
+    least = max(_LEAST_SHARE * math.sqrt(np.mean(values**2)), LEAST_SPREAD)
     spreads = np.maximum(np.sqrt((apart**2).sum(axis=0) / freedom), least)
     scaled = apart / spreads
     return Moments(means, spreads, shrunk(scaled.T @ scaled / freedom, freedom))
@@ -220,11 +223,16 @@ class SiteStatistics:
 
     @property
     def false_alarm_rate(self) -> float:
-        """Share of new images of the seen sites that is flagged at most, on average over calibrations.
+        """Share of new images of the seen sites that is flagged, on average over calibrations; at most, if `is_bound`.
 
         At most `wanted_rate`; 1 / (n + 1) where so few calibration images cannot tell less.
         """
         return 1 - self.threshold
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether `false_alarm_rate` is a bound: images calibrate that the network has not learned from."""
+        return self.calibrated_on == VALIDATION
 
     @property
     def is_coarse(self) -> bool:

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from dim_hf.data.texts import printable
-from dim_hf.inference.drift import CROSS_FITTED, ONE_SIDED, VALIDATION, Floats, Moments, SiteStatistics
+from dim_hf.inference.drift import (
+    CROSS_FITTED,
+    LEAST_SPREAD,
+    ONE_SIDED,
+    VALIDATION,
+    Floats,
+    Moments,
+    SiteStatistics,
+)
 
 STATISTICS_FILE = "site_statistics.json"
 MAX_BYTES = 32 * 2**20
@@ -121,7 +129,7 @@ def _no_constant(name: str) -> float:
 
 def _parse(found: Any) -> SiteStatistics:
     values = _object(found, "the file")
-    if values.get("format") != _FORMAT:
+    if type(values.get("format")) is not int or values["format"] != _FORMAT:  # True equals 1
         raise ValueError(f"its format is {values.get('format')!r}, not {_FORMAT}")
     sites = _object(values.get("sites"), "sites")
     if not 1 <= len(sites) <= _MAX_SITES or not all(type(count) is int and count >= 0 for count in sites.values()):
@@ -150,8 +158,8 @@ def _moments(found: Any, name: str) -> Moments:
     size = len(spreads)
     means = _numbers(part.get("means"), f"means of {name}", (None, size), _MAX_SITES)
     correlation = _numbers(part.get("correlation"), f"correlation of {name}", (size, size), _MAX_VALUES)
-    if (spreads <= 0).any():
-        raise ValueError(f"a spread of {name} is not above 0")
+    if (spreads < LEAST_SPREAD).any():
+        raise ValueError(f"a spread of {name} is {spreads.min():g}, below {LEAST_SPREAD:g}")
     try:
         if not np.allclose(correlation, correlation.T, atol=1e-6):
             raise np.linalg.LinAlgError

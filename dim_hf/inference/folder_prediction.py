@@ -15,6 +15,7 @@ from dim_hf.data.archives import visible
 from dim_hf.data.locks import hold, release
 from dim_hf.data.texts import printable
 from dim_hf.data.volumes.volume import Volume
+from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_file import statistics_hash
 from dim_hf.inference.inputs import Case, Found, find_cases
 from dim_hf.inference.measurements import write_measurements
@@ -47,7 +48,8 @@ class Summary:
         plane: Of a 2D model's slices; None of a 3D model.
         flagged: Names of all complete images that a person should look at, since they are unlike those of the sites
             that the model saw; None where the model has no statistics of these.
-        false_alarm_rate: Share of new images of those sites that is flagged at most; None likewise.
+        false_alarm_rate: Share of new images of those sites that is flagged; None likewise.
+        is_bound: Whether no more than that share is flagged, see `SiteStatistics.is_bound`; None likewise.
         seconds: What it took.
     """
 
@@ -59,6 +61,7 @@ class Summary:
     plane: str | None = None
     flagged: list[str] | None = None
     false_alarm_rate: float | None = None
+    is_bound: bool | None = None
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def predict_folder(
 
     Masks have the names of their images, below the same folders; beside them lie `labels.json`, `measurements.csv` and
     `predictions.json`. An image that was predicted by the same model with the same options, and has not changed since,
-    is skipped.
+    is skipped. Several inputs may be predicted into one folder one after the other.
 
     Args:
         predictor: What predicts.
@@ -83,8 +86,8 @@ def predict_folder(
         progress: Show a bar with rate and remaining time.
 
     Raises:
-        ValueError: If there is nothing to predict, the output is the input or holds other files, or another process
-            writes into it.
+        ValueError: If there is nothing to predict, the output is the input, holds other files or the mask of another
+            image where one would lie, or another process writes into it.
         OutputError: If the output cannot be written.
     """
     began = time.monotonic()
@@ -96,8 +99,9 @@ def predict_folder(
     with _locked(folder):
         _refuse_strangers_files(folder)
         record = Record(folder, predictor.model_hash, _settings(predictor))
-        record.write()
         todo = [case for case in found.cases if not record.is_complete(case)]
+        record.refuse_replacing(todo)
+        record.write()
         summary.skipped = len(found.cases) - len(todo)
         try:
             with tqdm(total=len(todo), desc="predicting", unit="image", disable=not progress) as bar:
@@ -105,12 +109,7 @@ def predict_folder(
         finally:
             record.write(summary.failed)
         write_labels(predictor.id2label, predictor.structures, folder)
-        drifts = None
-        if predictor.statistics is not None:
-            drifts = _drifts(record, found.cases)
-            summary.flagged = [name for name, (_, review) in drifts.items() if review]
-            summary.false_alarm_rate = predictor.statistics.false_alarm_rate
-        _write_measurements(record, found.cases, folder, drifts)
+        _finish(record, found.cases, predictor.statistics, summary)
     summary.seconds = time.monotonic() - began
     return summary
 
@@ -224,15 +223,15 @@ def _fail(case: Case, error: BaseException, summary: Summary, bar: tqdm) -> None
     bar.update()
 
 
-def _drifts(record: Record, cases: Sequence[Case]) -> dict[str, tuple[float, bool]]:
-    found = {printable(case.name): record.drift(case) for case in cases if record.is_complete(case)}
-    return {name: drift for name, drift in found.items() if drift is not None}
-
-
-def _write_measurements(
-    record: Record, cases: Sequence[Case], folder: Path, drifts: dict[str, tuple[float, bool]] | None
-) -> None:
-    rows = [(printable(case.name), record.measurements(case)) for case in cases if record.is_complete(case)]
-    partial = folder / f".{MEASUREMENTS_FILE}.partial"
-    write_measurements(rows, partial, drifts=drifts)
-    partial.replace(folder / MEASUREMENTS_FILE)
+def _finish(record: Record, cases: Sequence[Case], statistics: SiteStatistics | None, summary: Summary) -> None:
+    """Write the measurements of all that the folder holds, and say which of these cases are to be reviewed."""
+    done = [(name, printable(name), *about) for name, *about in record.finished(cases)]
+    drifts = {said: drift for _, said, _, drift in done if drift is not None}
+    if statistics is not None:
+        own = {case.name for case in cases}
+        summary.flagged = [said for name, said, _, drift in done if name in own and drift is not None and drift[1]]
+        summary.false_alarm_rate, summary.is_bound = statistics.false_alarm_rate, statistics.is_bound
+    partial = record.folder / f".{MEASUREMENTS_FILE}.partial"
+    rows = [(said, measurements) for _, said, measurements, _ in done]
+    write_measurements(rows, partial, drifts=drifts if drifts or statistics is not None else None)
+    partial.replace(record.folder / MEASUREMENTS_FILE)

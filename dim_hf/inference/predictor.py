@@ -1,5 +1,6 @@
 """Predicts images and volumes with one model, each on its own grid."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dim_hf.data.images import pixels_of
 from dim_hf.data.volumes.slices import slice_axis, slice_dtype
 from dim_hf.data.volumes.volume import Volume
 from dim_hf.inference.components import keep_largest_components
@@ -97,6 +99,7 @@ class Predictor:
         self.statistics = statistics
         self.processor = processor
         self.spatial_dims = int(getattr(config, "spatial_dims", 2))
+        self._channels = int(getattr(config, "num_channels", None) or 3)
         self.plane = options.plane or trained_plane or "auto"
         compared = options.uncertainty == "teacher-student"
         if compared and (other is None or len(other.config.id2label) != len(self.id2label)):
@@ -152,21 +155,21 @@ class Predictor:
         """Predict one image.
 
         Args:
-            image: File of a picture or volume, folder of one DICOM series; a `Volume`; a picture as a PIL image or
-                array (H, W) or (H, W, C).
+            image: File of a picture or volume, folder of one DICOM series; a `Volume`; a picture as a PIL image,
+                read as its file would be, or as an array (H, W) or (H, W, C).
             spacing_mm: Of a picture, (H, W); a volume knows its own.
 
         Raises:
-            ValueError: If the image cannot be read or brought to the network's input.
+            ValueError: If the image cannot be read or brought to the network's input, or the spacing is not two
+                lengths above 0.
             ImportError: If it needs a package of the extra `volumes` that is not installed.
         """
         if isinstance(image, str | os.PathLike):
             image = read_image(Path(image), self.options.channel)
         if isinstance(image, Volume):
             return self.predict_volume(image)
-        array = np.asarray(image.convert("RGB") if _has_palette(image) else image)
-        spacing = None if spacing_mm is None else tuple(map(float, spacing_mm))
-        return self.predict_pictures([Picture(array, spacing)])[0]
+        array = _pixels(image) if isinstance(image, PIL.Image.Image) else np.asarray(image)
+        return self.predict_pictures([Picture(array, None if spacing_mm is None else _lengths(spacing_mm))])[0]
 
     @property
     def model_hash(self) -> str:
@@ -177,10 +180,13 @@ class Predictor:
         """Predict pictures, several in a forward pass where their inputs have one size.
 
         Raises:
-            ValueError: If the model is one of volumes, or a picture cannot be brought to the network's input.
+            ValueError: If the model is one of volumes, a picture is no picture or cannot be brought to the network's
+                input, or a spacing is not two lengths above 0.
         """
         if self.spatial_dims != 2:
             raise ValueError("this model segments volumes, not pictures; give a volume (NIfTI, MHA, NRRD, DICOM)")
+        for picture in pictures:
+            self._refuse_picture(picture)
         found: list[Prediction | None] = [None] * len(pictures)
         for index, answer in self._answers([picture.array for picture in pictures]):
             labels = answer.probabilities.argmax(0).numpy().astype(self._dtype)
@@ -268,7 +274,23 @@ class Predictor:
         """(C, *S') float32 as in training, where pictures of 8 bits come as PIL images."""
         is_plain = array.dtype == np.uint8 and (array.ndim == 2 or array.shape[2:] == (3,))
         image = PIL.Image.fromarray(array) if self.spatial_dims == 2 and is_plain else array
-        return self.processor(image, return_tensors="pt")["pixel_values"][0].to(torch.float32)
+        # A picture of three rows has its channels at the end, too.
+        about = (
+            {"input_data_format": "channels_last"}
+            if image is array and array.ndim == self.spatial_dims + 1 == 3
+            else {}
+        )
+        return self.processor(image, return_tensors="pt", **about)["pixel_values"][0].to(torch.float32)
+
+    def _refuse_picture(self, picture: Picture) -> None:
+        shape, known = picture.array.shape, sorted({1, 2, 3, 4, self._channels})
+        if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in known):
+            raise ValueError(
+                f"a picture has the shape {shape}, and must have (height, width) or (height, width, channels) with "
+                f"{', '.join(map(str, known))} channels; move the channels to the end, and give pictures one by one"
+            )
+        if picture.spacing_mm is not None:
+            _lengths(picture.spacing_mm)
 
     def _per_pass(self, size: Sequence[int]) -> int:
         device = next(self.networks[0].parameters()).device
@@ -311,8 +333,22 @@ def _device(name: str | torch.device | None) -> torch.device:
     return device
 
 
-def _has_palette(image: object) -> bool:
-    return isinstance(image, PIL.Image.Image) and image.mode in ("P", "PA", "CMYK", "YCbCr", "RGBX")
+def _pixels(image: PIL.Image.Image) -> np.ndarray:
+    """As `read_picture` reads a file; values beyond 16 bits stay, for a model with a range of its own."""
+    array = pixels_of(image)
+    fits = array.dtype.kind == "i" and array.min() >= 0 and array.max() <= np.iinfo(np.uint16).max
+    return array.astype(np.uint16) if fits else array
+
+
+def _lengths(spacing_mm: Sequence[float]) -> tuple[float, ...]:
+    """Two finite lengths above 0."""
+    try:
+        found = tuple(map(float, spacing_mm))
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) != 2 or not all(math.isfinite(length) and length > 0 for length in found):
+        raise ValueError(f"spacing_mm is {spacing_mm!r}; give height and width of a pixel in mm, both above 0")
+    return found
 
 
 def _numpy(tensor: Tensor | None) -> Any:

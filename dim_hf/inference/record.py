@@ -4,20 +4,22 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dim_hf.data.fingerprints import fingerprint
+from dim_hf.data.texts import printable
 from dim_hf.inference.inputs import Case
 from dim_hf.inference.measurements import Measurement
-from dim_hf.inference.outputs import write_text
+from dim_hf.inference.outputs import mask_extension, write_text
 from dim_hf.inference.prediction import Prediction
 
 RECORD_FILE = "predictions.json"
 _FORMAT = 1
 _SECONDS = 10.0  # between two writings of the record; what is lost in between is predicted again
+_EDITED = (KeyError, TypeError, AttributeError, ValueError)  # what a record may raise that somebody edited
 _DETACHED = (".mhd", ".nhdr")
 _DATA_FILE = re.compile(
     rb"^[ \t]*(?:ElementDataFile|data ?file)[ \t]*[:=][ \t]*([^\r\n]+)", re.IGNORECASE | re.MULTILINE
@@ -49,11 +51,57 @@ class Record:
         if entry is None:
             return False
         try:
-            files: Mapping[str, int] = entry["files"]
-            same = entry["key"] == self._key(case) and bool(files)
-            return same and all(_size(self.folder / name) == size for name, size in files.items())
-        except (KeyError, TypeError, AttributeError, ValueError):  # a record that somebody edited
+            same = entry["key"] == self._key(case)
+            return same and self._has_files(entry)
+        except _EDITED:
             return False
+
+    def refuse_replacing(self, cases: Sequence[Case]) -> None:
+        """No mask may take the place of one of another image.
+
+        Args:
+            cases: That are to be predicted.
+
+        Raises:
+            ValueError: If an earlier run has written the mask of another image where that of one of them would lie;
+                with both images.
+        """
+        owners: dict[str, tuple[str, Any]] = {}
+        for name, entry in self.entries.items():
+            files = entry.get("files")
+            there = (
+                [file for file in files if _size(self.folder / file) is not None] if isinstance(files, dict) else []
+            )
+            owners |= {file.casefold(): (name, entry.get("source", name)) for file in there}
+        for case in cases:
+            mask = f"{case.target}{mask_extension(case)}"
+            name, source = owners.get(mask.casefold(), (case.name, None))
+            if name != case.name or source not in (None, name, _source(case)):
+                raise ValueError(
+                    f"{printable(self.folder / mask)} is the mask of {printable(source)}, and that of "
+                    f"{printable(_source(case))} would replace it; give another folder for the masks"
+                )
+
+    def finished(self, cases: Sequence[Case]) -> Iterator[tuple[str, list[Measurement], tuple[float, bool] | None]]:
+        """Name, measurements and drift of all that this model has predicted into the folder and that is there still.
+
+        Args:
+            cases: Of the input, which come first and must be complete; those of earlier runs with other inputs follow.
+        """
+        own = {case.name for case in cases}
+        complete = [case.name for case in cases if self.is_complete(case)]
+        for name in (*complete, *(name for name in self.entries if name not in own)):
+            entry = self.entries[name]
+            try:
+                measurements = [Measurement(**values) for values in entry["measurements"]]
+                if entry["model"] == self.model_hash and self._has_files(entry):
+                    yield name, measurements, _drift(entry)
+            except _EDITED:
+                continue
+
+    def _has_files(self, entry: Mapping[str, Any]) -> bool:
+        files: Mapping[str, int] = entry["files"]
+        return bool(files) and all(_size(self.folder / name) == size for name, size in files.items())
 
     def add(self, case: Case, key: str, files: Sequence[str], prediction: Prediction) -> None:
         """Remember a case whose files are written, and write the record down now and then.
@@ -66,6 +114,7 @@ class Record:
         """
         self.entries[case.name] = {
             "key": key,
+            "source": _source(case),
             "model": self.model_hash,
             "files": {name: _size(self.folder / name) for name in files},
             "measurements": [asdict(measurement) for measurement in prediction.measurements],
@@ -81,20 +130,10 @@ class Record:
         Raises:
             OSError: If a file is missing.
         """
-        parts = [(str(path.absolute()), *_stamp(path)) for path in (*case.files, *_data_files(case))]
+        parts = [(str(path.resolve()), *_stamp(path)) for path in (*case.files, *_data_files(case))]
         settings = json.dumps(self.options, sort_keys=True)
         spacing = list(map(repr, case.spacing_mm)) if case.spacing_mm else None
         return fingerprint(_FORMAT, parts, spacing, case.target, self.model_hash, settings)
-
-    def measurements(self, case: Case) -> list[Measurement]:
-        """Those of a complete case."""
-        return [Measurement(**values) for values in self.entries[case.name]["measurements"]]
-
-    def drift(self, case: Case) -> tuple[float, bool] | None:
-        """Drift score and flag for review of a complete case; None where it has none."""
-        entry = self.entries[case.name]
-        known = isinstance(entry.get("drift"), float) and isinstance(entry.get("review"), bool)
-        return (entry["drift"], entry["review"]) if known else None
 
     def write(self, failed: Sequence[tuple[str, str]] = ()) -> None:
         """Write the record.
@@ -117,6 +156,17 @@ class Record:
             return self.key_of(case)
         except OSError:
             return None
+
+
+def _source(case: Case) -> str:
+    """Where the image lies, whatever way leads there: its file, or the folder of its slices."""
+    files = [str(path.resolve()) for path in case.files]
+    return os.path.commonpath([os.path.dirname(file) for file in files]) if case.is_series else files[0]
+
+
+def _drift(entry: Mapping[str, Any]) -> tuple[float, bool] | None:
+    known = isinstance(entry.get("drift"), float) and isinstance(entry.get("review"), bool)
+    return (entry["drift"], entry["review"]) if known else None
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

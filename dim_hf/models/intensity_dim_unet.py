@@ -33,8 +33,8 @@ def default_range(image: np.ndarray, index: int) -> tuple[float, float]:
             )
     if bounds is None:
         raise ValueError(
-            f"image {index} is of {image.dtype} with values in [{image.min()}, {image.max()}], a type with no range of "
-            "its own; the model expects values in [0, 255] of uint8, in [0, 65535] of uint16 or in [0, 1] of floats: "
+            f"image {index} is of {image.dtype} with values in [{image.min()}, {image.max()}], a type without a "
+            "range; the model expects values in [0, 255] of uint8, [0, 65535] of uint16 or [0, 1] of floats: "
             f"rescale the image to one of these. {_IN_TRAINING}"
         )
     return bounds

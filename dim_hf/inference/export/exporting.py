@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import dim_hf
-from dim_hf.data.archives import visible
 from dim_hf.data.hub.card import markdown
+from dim_hf.data.texts import printable
 from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_file import STATISTICS_FILE, find_statistics, to_json
 from dim_hf.inference.export import segment
@@ -32,6 +32,14 @@ _BATCHES = (1, 3)
 _STEPS = (1, 32)
 _SIZES = {1: ((37, 53, 30), (50, 29, 43)), 32: ((32, 64, 96), (64, 32, 64))}
 _SMALLEST = (1, 2, 4, 8, 16, 32)
+_SETTINGS_FILES = ("config.json", "preprocessor_config.json")
+_MODULES = tuple(Path(str(module.__file__)) for module in (segment, intensity_dim_unet))
+_CACHE = "__pycache__"  # appears where somebody has run the script
+_OWN_FILES = {
+    *(REPORT_FILE, README_FILE, STATISTICS_FILE, *_SETTINGS_FILES),
+    *(path.name for path in _MODULES),
+    *(kind.file for kind in FORMATS.values()),
+}
 # Settings that say where a model was read, or which code reads it, and nothing about how it computes.
 _OF_THE_PLACE = ("_name_or_path", "auto_map", "processor_class")
 
@@ -110,17 +118,17 @@ def export_model(
         graph_format: A key of `graphs.FORMATS`.
         revision: Commit, branch or tag on the Hub.
         trust_remote_code: Run the code that lies beside the weights.
-        overwrite: Replace an earlier export.
+        overwrite: Replace an earlier export; what is no part of one is never removed.
 
     Raises:
         ValueError: If the model cannot be loaded or followed for all sizes, the graph's outputs differ from the
-            network's by more than `TOLERANCE`, or the output is in use.
+            network's by more than `TOLERANCE`, or the output is in use, holds other files or cannot be written.
         ImportError: If a package of the extra `export` is not installed.
         OSError: If the output cannot be written.
     """
     if graph_format not in FORMATS:
         raise ValueError(f"format is {graph_format!r}; choose one of {', '.join(FORMATS)}")
-    folder = Path(output).expanduser().absolute()
+    folder = Path(output).expanduser().resolve()  # a link to a folder stays a link
     _refuse_output(folder, overwrite)
     with quiet():
         network, processor = load_network(model, revision, trust_remote_code)
@@ -168,13 +176,22 @@ def _settings(owner: Any) -> dict[str, Any]:
 
 
 def _refuse_output(folder: Path, overwrite: bool) -> None:
+    """Refuse what could not be written, and all that would be lost: the folder is replaced as a whole."""
     if folder.is_file():
         raise ValueError(f"{folder} is a file; name a folder for the export")
-    if not folder.is_dir() or not visible(folder):
+    home = next(parent for parent in folder.parents if parent.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK | os.X_OK):
+        raise ValueError(f"{home} is no folder that can be written to; give another place for the export")
+    if not folder.is_dir():
         return
-    if not (folder / REPORT_FILE).is_file():
-        raise ValueError(f"{folder} holds files that are no export; give a new or empty folder")
-    if not overwrite:
+    for path in sorted(folder.iterdir()):
+        own = (path.name in _OWN_FILES and path.is_file()) or (path.name == _CACHE and path.is_dir())
+        if not own or path.is_symlink():
+            raise ValueError(
+                f"{folder} holds {printable(path.name)}, which is no part of an export and would be lost; give a new "
+                "or empty folder"
+            )
+    if any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} holds an earlier export; give another folder, or replace it with --overwrite")
 
 
@@ -254,8 +271,8 @@ def _write_companions(report: ExportReport, network: nn.Module, about: Mapping[s
     import jinja2
 
     settings = json.loads(about["preprocessor_config"])
-    _write_json(settings, folder / "preprocessor_config.json")
-    _write_json(_settings(network.config), folder / "config.json")
+    for name, values in zip(_SETTINGS_FILES, (_settings(network.config), settings), strict=True):
+        _write_json(values, folder / name)
     if "site_statistics" in about:
         (folder / STATISTICS_FILE).write_text(about["site_statistics"], encoding="utf-8")
     said = {key: value for key, value in report.to_dict().items() if key not in ("output", "files")}
@@ -263,8 +280,8 @@ def _write_companions(report: ExportReport, network: nn.Module, about: Mapping[s
     _write_json(said, folder / REPORT_FILE)
     own = settings.get("image_processor_type") == "DimImageProcessor"
     if own and report.format == "onnx":
-        for module in (segment, intensity_dim_unet):
-            shutil.copyfile(str(module.__file__), folder / Path(str(module.__file__)).name)
+        for path in _MODULES:
+            shutil.copyfile(path, folder / path.name)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True)
     environment.filters["md"] = markdown
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(

@@ -20,6 +20,9 @@ except ImportError:  # within the package
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _BILINEAR = 2
+_LOSSLESS = (".png", ".tif", ".tiff", ".npy")
+_GREYS, _DEEP = ("1", "L", "LA", "La"), ("I", "F")  # modes of Pillow; others become RGB, but for those of 16 bits
+_ORIENTATION, _EXCHANGED = 274, (5, 6, 7, 8)  # of TIFF; width and height
 
 
 def prepare(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
@@ -37,7 +40,11 @@ def prepare(image: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     """
     dims, channels = settings["spatial_dims"], settings["num_channels"]
     image = _channels_first(image, dims, channels)
-    pixels = _to_channels(image.astype(np.float32), channels)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
+        pixels = image.astype(np.float32)
+    if not np.isfinite(pixels).all():
+        raise ValueError("the image holds NaN or infinite values; repair it")
+    pixels = _to_channels(pixels, channels)
     size = settings.get("size") if settings.get("do_resize") is not False else None
     if size:
         if settings.get("resample", _BILINEAR) != _BILINEAR:
@@ -119,19 +126,58 @@ def segment(session: Any, image: np.ndarray) -> np.ndarray:
     return mask.astype(np.uint8 if len(logits[0]) <= 256 else np.uint16)
 
 
+def read_picture(path: str) -> np.ndarray:
+    """A picture as the model's own tools read it: upright, without transparency, palettes and CMYK as RGB.
+
+    Args:
+        path: PNG, JPEG, TIFF or BMP.
+
+    Returns:
+        uint8 (H, W) or (H, W, 3); uint16 or float32 (H, W).
+
+    Raises:
+        ValueError: If the file holds several pages, or something that is not read here.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path, formats=("PNG", "JPEG", "TIFF", "BMP")) as image:
+        if image.format in ("PNG", "TIFF") and getattr(image, "n_frames", 1) > 1:
+            raise ValueError(f"{path} holds {image.n_frames} pages or frames; save each as a file of its own")
+        is_raw = image.format == "TIFF" and any(tile[0] == "raw" for tile in image.tile)
+        if is_raw and image.tag_v2.get(_ORIENTATION) in _EXCHANGED:  # Pillow exchanges width and height
+            raise ValueError(f"{path} is an uncompressed TIFF that lies on its side; save it upright, or as PNG")
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode in _GREYS:
+        return np.asarray(upright.convert("L"))
+    if upright.mode not in _DEEP and not upright.mode.startswith("I;16"):
+        return np.asarray(upright.convert("RGB"))
+    array = np.asarray(upright)
+    if array.dtype.kind == "i":
+        if array.min() < 0 or array.max() > np.iinfo(np.uint16).max:
+            raise ValueError(f"{path} has values from {array.min()} to {array.max()}; save it with 16 bits")
+        return array.astype(np.uint16)
+    return array.astype(array.dtype.newbyteorder("="))
+
+
 def main(model: Path, source: str, target: str) -> None:
-    """Read an image, segment it and write the mask."""
+    """Read an image, segment it and write the mask.
+
+    Raises:
+        ValueError: If the image cannot be read, does not fit the model, or the mask's format would lose class ids.
+    """
     import onnxruntime
 
+    if not target.lower().endswith(_LOSSLESS):
+        raise ValueError(f"{target} must end with {', '.join(_LOSSLESS)}; other formats lose class ids")
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    if source.endswith(".npy"):
-        image = np.load(source)
-    else:
-        from PIL import Image
-
-        image = np.asarray(Image.open(source))
+    settings = json.loads(session.get_modelmeta().custom_metadata_map["preprocessor_config"])
+    is_array = source.lower().endswith(".npy")
+    if settings["spatial_dims"] == 3 and not is_array:
+        raise ValueError("this model segments volumes, not pictures; give an array (.npy)")
+    image = np.load(source) if is_array else read_picture(source)
     mask = segment(session, image)
-    if target.endswith(".npy"):
+    if target.lower().endswith(".npy"):
         np.save(target, mask)
     else:
         from PIL import Image
@@ -145,4 +191,7 @@ def main(model: Path, source: str, target: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(Path(__file__).with_name("model.onnx"), sys.argv[1], sys.argv[2])
+    try:
+        main(Path(__file__).with_name("model.onnx"), sys.argv[1], sys.argv[2])
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(str(error))
