@@ -255,7 +255,7 @@ class TestVolumes:
     def test_a_bomb_of_gzip_is_refused_by_its_header(self, tmp_path, no_decoding, shape):
         path = nifti_of_header(tmp_path / "bomb.nii.gz", shape, voxels=few_for(shape))
         assert path.stat().st_size < 2**20
-        assert "the limit is 64000000 voxels" in refusal(check_volume, path, SETTINGS)
+        assert "the limit is 56000000 voxels" in refusal(check_volume, path, SETTINGS)
 
     def test_wide_voxels_count_by_their_bytes(self, tmp_path, no_decoding):
         shape = (512, 512, 200)

@@ -14,13 +14,10 @@ from dim_hf.demo.agreement import SPACING_RANGE_MM
 from dim_hf.demo.context import Demo, session_of
 from dim_hf.demo.refusals import Refusal
 
-PLAIN_VALUES = """(...values) => {
-  const plain = values.map((value) => {
-    if (value === '') return null;
-    return value?.url?.startsWith('data:') ? { ...value, url: null } : value;
-  });
-  return plain.length === 1 ? plain[0] : plain;
-}"""
+PLAIN_VALUES = """(...values) => values.map((value) => {
+  if (value === '') return null;
+  return value?.url?.startsWith('data:') ? { ...value, url: null } : value;
+})"""
 """`js` of events that send pictures and sizes of pixels.
 
 An empty size is none. Gradio's page puts the content of an SVG beside its path, which the guard refuses; without it,
