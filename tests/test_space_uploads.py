@@ -15,6 +15,12 @@ from dim_hf.demo.refusals import BUSY
 from dim_hf.demo.settings import DemoSettings
 from tests.browser import free_port
 
+
+@pytest.fixture(autouse=True)
+def _short_silence(monkeypatch):
+    monkeypatch.setattr(guard, "_SILENT_SECONDS", 1)
+
+
 KIND = (b"content-type", b'multipart/form-data; boundary="mark"')
 
 
