@@ -11,6 +11,7 @@ from dim_hf.data.sources import load_source
 from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
 from dim_hf.evaluation.prediction import process_state
 from dim_hf.models import DimImageProcessor
+from dim_hf.trainer.launch import leave_processes
 from tests.test_evaluation import DESCRIPTION, PROVENANCE, Threshold
 from tests.tiny import TinyImages, tiny_model, tiny_trainer
 
@@ -59,3 +60,4 @@ if __name__ == "__main__":
     pictures, slices, folder = map(Path, sys.argv[1:])
     found = evaluate_everything(pictures, slices, folder / "run")
     (folder / f"rank{process_state().process_index}.json").write_text(json.dumps(found), encoding="utf-8")
+    leave_processes()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dim_hf.trainer.launch import leave_processes
 from dim_hf.trainer.preflight import run_dry
 from tests.tiny import TinyImages, tiny_model, tiny_trainer
 
@@ -75,3 +76,4 @@ def run_all(folder, runs):
 
 if __name__ == "__main__":
     run_all(Path(sys.argv[1]), json.loads(sys.argv[2]))
+    leave_processes()

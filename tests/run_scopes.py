@@ -8,6 +8,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from dim_hf.losses import LossTerms
+from dim_hf.trainer.launch import leave_processes
 from tests.tiny import tiny_model, tiny_trainer
 
 
@@ -110,3 +111,4 @@ def run(name, folder, images):
 if __name__ == "__main__":
     for case in sys.argv[3:]:
         run(case, Path(sys.argv[1]), int(sys.argv[2]))
+    leave_processes()

@@ -47,6 +47,13 @@ def publish_again(checkpoint):
     publish(aside, checkpoint, facts)
 
 
+def test_a_kill_between_the_last_checkpoint_and_the_removal_of_old_ones_leaves_no_more_than_the_limit(tmp_path):
+    trainer_in(tmp_path, save_total_limit=None).train()
+    assert checkpoints(tmp_path) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    trainer_in(tmp_path, save_total_limit=2).train(resume_from_checkpoint=True)
+    assert checkpoints(tmp_path) == ["checkpoint-4", "checkpoint-6"]
+
+
 def test_a_truncated_checkpoint_is_passed_over_and_the_run_ends_as_if_uninterrupted(tmp_path, caplog):
     trainer_in(tmp_path / "whole").train()
     run = tmp_path / "run"

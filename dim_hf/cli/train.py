@@ -26,6 +26,7 @@ def command(config: str | None, fields: bool, dry_run: bool, as_json: bool, over
     from dim_hf.metrics.report import format_table
     from dim_hf.trainer.job import dry_run_job, run_job
     from dim_hf.trainer.job_arguments import describe_fields, parse_job
+    from dim_hf.trainer.launch import leave_processes
 
     if fields:
         click.echo(describe_fields())
@@ -41,5 +42,6 @@ def command(config: str | None, fields: bool, dry_run: bool, as_json: bool, over
                     click.echo(report)
             raise SystemExit(0 if report.fits else 1)
         result = run_job(job)
+        leave_processes()
     if result.trainer.is_world_process_zero():
         click.echo(f"\n{format_table(result.table, 'text')}\n\nModel, scores and curves: {result.output_dir}")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from transformers import TrainingArguments
 
 _USE_DDP = "networks of this size fit on one GPU: use plain data parallelism (distributed_type: MULTI_GPU)"
@@ -108,3 +109,9 @@ def check_launch(args: TrainingArguments, environment: _Environment | None = Non
     for refusal in _REFUSALS:
         if refusal.applies(args, environment):
             raise ValueError(refusal.reason)
+
+
+def leave_processes() -> None:
+    """Take leave of the other processes: one that ends inside a group may be aborted by a thread of the group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, set_seed
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 
 from dim_hf.trainer import checkpoints
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
@@ -153,9 +153,12 @@ class ResumableTrainer(Trainer):
             checkpoint,
         )
         self._saved_step = self.state.global_step
+        self._rotate(checkpoint)
+
+    def _rotate(self, newest: Path) -> None:
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            checkpoints.rotate(folder, self.args.save_total_limit, checkpoint, Path(best) if best else None)
+            checkpoints.rotate(newest.parent, self.args.save_total_limit, newest, Path(best) if best else None)
 
     def _write(self, aside: Path) -> None:
         """This process's files of the checkpoint."""
@@ -266,6 +269,9 @@ class ResumableTrainer(Trainer):
         self.state.best_model_checkpoint = self.state.best_metric = self.state.best_global_step = None
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        last = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.save_strategy != SaveStrategy.NO and last.is_dir():
+            self._rotate(last)  # a kill may have come between the last checkpoint and this
         # With a limit of 1, transformers would remove the newest checkpoint beside the best one: `rotate` has done it.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
