@@ -271,6 +271,7 @@ def test_predicts_images_without_labels(tmp_path):
         ({"ema_decay": 1.0}, "ema_decay must be below 1"),
         ({"confidence_threshold": 1.5}, "between 0 and 1"),
         ({"share_adaptation": 1.5}, "share_adaptation must be between 0 and 1"),
+        ({"structure_warp_probability": -0.5}, "structure_warp_probability must be between 0 and 1"),
         ({"labeled_batch_size": 0}, "labeled_batch_size must be at least 1"),
         ({"unlabeled_batch_size": 0}, "unlabeled_batch_size must be at least 1"),
         ({"sam_every": 0}, "sam_every must be at least 1"),
@@ -309,6 +310,38 @@ def test_pseudo_labels_are_corrected_to_each_images_shares(tmp_path):
     trainer = tiny_trainer(tmp_path, tiny_model(num_labels=3), labeled, share_adaptation=1.0)
     for index in range(3):
         assert torch.equal(trainer._pseudo_labels(views[index : index + 1])[0][0], adapted[index])
+
+
+class NestedImages(TinyImages):
+    """Tiny images whose square holds a smaller one of class 2 in its middle."""
+
+    def __init__(self, count, **options):
+        super().__init__(count, **options)
+        for sample in self.samples:
+            rows, columns = torch.nonzero(sample["labels"], as_tuple=True)
+            top, left = rows.min() + 3, columns.min() + 3
+            sample["labels"][top : top + 5, left : left + 5] = 2
+
+
+def test_sizes_of_the_inner_structure_are_drawn_anew_in_labeled_images_alone(tmp_path):
+    def step_inputs(probability):
+        model = tiny_model(num_labels=3, structures={"outer": [1, 2], "inner": [2]})
+        options = {"structure_warp_probability": probability, "cutmix_probability": 0.0}
+        trainer = tiny_trainer(tmp_path, model, NestedImages(8), **options)
+        return trainer._step_inputs(next(iter(trainer.get_train_dataloader())))
+
+    plain, warped = step_inputs(0.0), step_inputs(1.0)
+    assert torch.equal(plain.pixel_values[2:], warped.pixel_values[2:])
+    assert torch.equal(plain.pseudo_labels, warped.pseudo_labels)
+    for index in range(2):
+        inner = [(inputs.labels[index] == 2).sum() for inputs in (plain, warped)]
+        assert inner[0] != inner[1]
+        assert not torch.equal(plain.pixel_values[index], warped.pixel_values[index])
+
+
+def test_a_structure_warp_needs_nested_structures(tmp_path):
+    with pytest.raises(ValueError, match=r"no structure of .* lies within another"):
+        tiny_trainer(tmp_path, structure_warp_probability=0.5)
 
 
 def test_bad_datasets_are_refused_before_training(tmp_path):

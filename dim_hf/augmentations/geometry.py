@@ -166,7 +166,7 @@ class WeakView:
         Raises:
             ValueError: If shapes or types do not fit.
         """
-        _check(images, masks, draws)
+        check_images(images, masks, *draws.zoom.shape)
         moved = images.clone()
         moved_masks = None if masks is None else masks.clone()
         warped = draws.warped.nonzero()[:, 0]
@@ -188,10 +188,20 @@ class WeakView:
         return moved, moved_masks
 
 
-def _check(images: Tensor, masks: Tensor | None, draws: WeakDraws) -> None:
+def check_images(images: Tensor, masks: Tensor | None, count: int, spatial_dims: int) -> None:
+    """Refuse images and label maps that do not fit each other or what was drawn for them.
+
+    Args:
+        images: (N, C, *S), float32 or float64.
+        masks: (N, *S), integers, or None.
+        count: N, samples of the draws.
+        spatial_dims: spatial axes of the draws.
+
+    Raises:
+        ValueError: If they do not; the message names shape or type.
+    """
     if images.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"images must be float32 or float64, found {images.dtype}; convert them first")
-    count, spatial_dims = draws.zoom.shape
     if images.ndim != spatial_dims + 2 or len(images) != count:
         raise ValueError(
             f"images of shape {tuple(images.shape)} do not fit draws of {count} samples with {spatial_dims} spatial "

@@ -104,7 +104,7 @@ class DimTrainer(TeacherStudentTrainer):
         if args.world_size > 1 and args.sync_batch_norm and args.perturbation_scope == "global":
             model = synchronize_batch_norm(model, args.device)
         super().__init__(model, args, train_dataset=TwoStreamDataset(labeled_dataset, unlabeled_dataset), **kwargs)
-        self.views = ViewMaker.from_arguments(args, getattr(model.config, "num_channels", 3))
+        self.views = ViewMaker.from_arguments(args, getattr(model.config, "num_channels", 3), self.structures)
         self.objective = StepObjective(
             args, model.config.num_labels, self.compute_loss_context_manager, self._sum_over_processes
         )

@@ -141,6 +141,12 @@ class DimTrainingArguments(TrainingArguments):
     labeled_view: str = _choice(
         "weak", LABELED_VIEWS, "View of the labeled images; `strong` makes a supervised run far more robust."
     )
+    structure_warp_probability: float = _number(
+        0.0,
+        "Share of labeled images in which the inner of two nested structures (the cup in the disc) is given another "
+        "size and place, image and label alike, so that the network goes by what it sees and not by the sizes that "
+        "the labeled site happens to have. Ours; needs nested `structures`.",
+    )
     cutmix_probability: float = _number(0.0, "Share of labeled-unlabeled pairs mixed in both directions by a box.")
     amplitude_mixing_probability: float = _number(
         0.0, "Share of labeled images that get the low-frequency spectrum of an unlabeled one (arXiv 2004.05498)."
@@ -201,6 +207,7 @@ class DimTrainingArguments(TrainingArguments):
             "ema_decay": (0, 1),
             "confidence_threshold": (0, 1),
             "share_adaptation": (0, 1),
+            "structure_warp_probability": (0, 1),
             "cutmix_probability": (0, 1),
             "amplitude_mixing_probability": (0, 1),
         }

@@ -1,7 +1,7 @@
 """From a batch of two streams to what the student sees: views, mixing, and pseudo-labels, drawn once a step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from dim_hf.augmentations.geometry import WeakView
 from dim_hf.augmentations.intensity import FUNDUS_STRONG, MICROSCOPY_STRONG, MRI_STRONG, StrongView
 from dim_hf.augmentations.mixing import AmplitudeMixing, MixingBoxes, cutmix, draw_boxes, unmix
 from dim_hf.augmentations.seeds import sample_seeds
+from dim_hf.augmentations.structures import StructureWarp, nested_pair
 from dim_hf.data.sampler import LABELED, UNLABELED
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
@@ -96,6 +97,8 @@ class ViewMaker:
 
     Attributes:
         weak: geometry, for all images.
+        structure_warp: other sizes of the inner of two nested structures, for labeled images; may be off.
+        nested: class ids of the outer and of the inner structure; None where `structure_warp` is off.
         strong: intensities, for the unlabeled images and, if asked, the labeled ones.
         amplitude: mixing of low-frequency spectra into labeled images; its probability may be 0.
         cutmix_probability: share of the pairs that are mixed by a box, in both directions.
@@ -105,6 +108,8 @@ class ViewMaker:
     """
 
     weak: WeakView
+    structure_warp: StructureWarp
+    nested: tuple[Sequence[int], Sequence[int]] | None
     strong: StrongView
     amplitude: AmplitudeMixing
     cutmix_probability: float
@@ -113,12 +118,26 @@ class ViewMaker:
     seed: int
 
     @classmethod
-    def from_arguments(cls, args: DimTrainingArguments, num_channels: int) -> "ViewMaker":
+    def from_arguments(
+        cls, args: DimTrainingArguments, num_channels: int, structures: Mapping[str, Sequence[int]]
+    ) -> "ViewMaker":
         """The views that the training arguments ask for.
 
+        Args:
+            args: the training arguments.
+            num_channels: C of the images.
+            structures: what is scored, name → class ids.
+
         Raises:
-            ValueError: for the color preset on images without colors.
+            ValueError: for the color preset on images without colors, or a structure warp without nested structures.
         """
+        warp = StructureWarp(probability=args.structure_warp_probability)
+        nested = nested_pair(structures) if warp.probability > 0 else None
+        if warp.probability > 0 and nested is None:
+            raise ValueError(
+                f"structure_warp_probability is {warp.probability}, but no structure of {dict(structures)} lies "
+                'within another: set it to 0, or name nested structures, as in {"disc": [1, 2], "cup": [2]}'
+            )
         preset = args.strong_view
         if preset == "auto":
             preset = "color" if num_channels == _COLOR_CHANNELS else "mri"
@@ -128,6 +147,8 @@ class ViewMaker:
             )
         return cls(
             weak=WeakView(),
+            structure_warp=warp,
+            nested=nested,
             strong=_STRONG_VIEWS[preset],
             amplitude=AmplitudeMixing(probability=args.amplitude_mixing_probability),
             cutmix_probability=args.cutmix_probability,
@@ -139,7 +160,7 @@ class ViewMaker:
     def make(self, batch: dict[str, Tensor], pseudo_labeler: PseudoLabeler) -> StepInputs:
         """Views, mixing and pseudo-labels of one batch of `TwoStreamCollator`."""
         labeled_seeds = sample_seeds(self.seed, LABELED, batch["labeled_positions"].tolist())
-        images, labels = self._weak_view(batch["labeled_pixel_values"], batch["labels"], labeled_seeds)
+        images, labels = self._labeled_view(batch["labeled_pixel_values"], batch["labels"], labeled_seeds)
         if "unlabeled_pixel_values" not in batch:
             return StepInputs(self.arrange(self._student_view(images, labeled_seeds)), labels)
         unlabeled_seeds = sample_seeds(self.seed, UNLABELED, batch["unlabeled_positions"].tolist())
@@ -164,6 +185,14 @@ class ViewMaker:
 
     def _weak_view(self, images: Tensor, masks: Tensor | None, seeds: list[int]) -> tuple[Tensor, Tensor | None]:
         return self.weak.apply(images, masks, self.weak.draw(seeds, images.dim() - 2))
+
+    def _labeled_view(self, images: Tensor, masks: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        images, masks = self._weak_view(images, masks, seeds)
+        if self.nested is None:
+            return images, masks
+        return self.structure_warp.apply(
+            images, masks, self.structure_warp.draw(seeds, images.dim() - 2), *self.nested
+        )
 
     def _strong_view(self, images: Tensor, seeds: list[int]) -> Tensor:
         return self.strong.apply(images, self.strong.draw(seeds, images.shape[1], images.dim() - 2))
