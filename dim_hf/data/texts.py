@@ -22,6 +22,23 @@ def printable(text: object, keep: str = "") -> str:
     )
 
 
+def first_line(error: object, otherwise: str | None = None) -> str:
+    r"""What an error says, without the lines that follow.
+
+    Args:
+        error: An exception, perhaps of a library, or what one said.
+        otherwise: Given for an error that says nothing; the name of its class when None.
+
+    Example:
+        >>> first_line(OSError("it is gone\nsee the log")), first_line(KeyError())
+        ('it is gone', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return type(error).__name__ if otherwise is None else otherwise
+
+
 def numbered(items: Sequence[object], shown: int = SHOWN) -> str:
     """The first items, one a numbered line, and how many more there are.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dim_hf.data.texts import first_line
 from dim_hf.data.volumes.volume import Volume
 from dim_hf.demo.models import DemoModel, DemoModels
 from dim_hf.demo.refusals import BUSY, Refusal
@@ -118,5 +119,5 @@ def session_of(request: Any) -> str:
 
 def _without_paths(error: ValueError, image: Any) -> str:
     """The package's own sentence about the visitor's file, without the place of that file on this machine."""
-    said = (str(error).strip().splitlines() or ["it cannot be predicted"])[0]
+    said = first_line(error, "it cannot be predicted")
     return said.replace(os.fspath(image), "the file") if isinstance(image, str | os.PathLike) else said

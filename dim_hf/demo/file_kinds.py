@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dim_hf.data.texts import printable
+from dim_hf.data.texts import first_line, printable
 from dim_hf.demo.refusals import Refusal
 from dim_hf.demo.settings import DemoSettings
 
@@ -138,7 +138,7 @@ def told(path: Path, folder: Path | None = None) -> Iterator[None]:
     except Refusal:
         raise
     except ValueError as error:
-        said = (str(error).strip().splitlines() or ["it cannot be read"])[0]
+        said = first_line(error, "it cannot be read")
         if folder is not None:
             said = said.replace(f"{folder}{os.sep}", "")
         raise Refusal(f"{said.replace(str(path), shown_name(path))}.") from error

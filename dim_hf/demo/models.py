@@ -1,6 +1,5 @@
 """Which models the demo shows: the one that was asked for, the one on the Hub, or those that are shipped."""
 
-import os
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from dim_hf.demo.settings import HUB_MODEL, DemoSettings
+from dim_hf.inference.loading import is_local
 from dim_hf.inference.predictor import Predictor
 
 _HUB_SECONDS = 3
@@ -80,11 +80,6 @@ def load_models(settings: DemoSettings) -> DemoModels:
     elif chosen is not None:
         volume = chosen
     return DemoModels(fundus, baseline, volume, tuple(notices))
-
-
-def is_local(name: str) -> bool:
-    """Whether a name means a folder, not a model of the Hub."""
-    return os.path.isdir(name) or os.path.isabs(name) or name.startswith(".")
 
 
 def _shipped(name: str) -> DemoModel:

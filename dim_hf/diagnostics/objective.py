@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from dim_hf.data.texts import first_line
 from dim_hf.losses import resize_logits, supervised_loss
 
 
@@ -122,7 +123,7 @@ def _differentiated_twice(
     except (RuntimeError, NotImplementedError) as error:
         if isinstance(error, NotImplementedError) or "not implemented" in str(error):
             raise SecondDerivativeError(
-                f"the model cannot be differentiated twice, as the Hessian needs: {str(error).splitlines()[0]}; "
+                f"the model cannot be differentiated twice, as the Hessian needs: {first_line(error)}; "
                 "load it with plain operations (for attention: attn_implementation='eager')"
             ) from error
         raise

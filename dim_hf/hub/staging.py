@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from dim_hf.data.texts import first_line
 from dim_hf.hub.card import dataset_name, render_card
 from dim_hf.hub.eval_results import RESULTS_PATH, eval_results, list_scores
 from dim_hf.hub.privacy import find_leaks, pseudonymous, secret_key, without_machine
@@ -92,7 +93,7 @@ def check_weights(folder: Path) -> None:
             folder, use_safetensors=True, output_loading_info=True, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # damaged safetensors and configurations fail in many ways
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        first = first_line(error)
         raise ValueError(f"the weights cannot be loaded ({first}); train again") from error
     wrong = [str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info[kind]]
     if wrong:

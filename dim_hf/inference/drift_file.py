@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dim_hf.data.texts import printable
+from dim_hf.data.texts import first_line, printable
 from dim_hf.inference.drift import (
     CROSS_FITTED,
     LEAST_SPREAD,
@@ -116,7 +116,7 @@ def read_statistics(path: str | os.PathLike) -> SiteStatistics:
             raise ValueError(f"it has {path.stat().st_size} bytes, the limit is {MAX_BYTES}")
         return _parse(json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant))
     except (OSError, ValueError, RecursionError) as error:
-        said = printable((str(error).splitlines() or [type(error).__name__])[0])[:300]
+        said = printable(first_line(error))[:300]
         raise ValueError(
             f"{printable(path)} cannot be read ({said}); copy the model again, or remove the file to predict without "
             "drift scores"

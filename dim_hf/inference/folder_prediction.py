@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from dim_hf.data.archives import visible
 from dim_hf.data.locks import hold, release
-from dim_hf.data.texts import printable
+from dim_hf.data.texts import first_line, printable
 from dim_hf.data.volumes.volume import Volume
 from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_file import statistics_hash
@@ -211,7 +211,7 @@ def _keep(prediction: Prediction, case: Case, key: str, record: Record, summary:
 
 
 def _fail(case: Case, error: BaseException, summary: Summary, bar: tqdm) -> None:
-    said = (str(error).strip().splitlines() or [""])[0]
+    said = first_line(error, "")
     if isinstance(error, MemoryError):
         said = f"there is not enough memory for it ({said or 'none is left'}); cut it, or use a smaller batch"
     elif isinstance(error, FileNotFoundError):

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dim_hf.data.description import FILE_NAME, read_description
-from dim_hf.data.texts import printable
+from dim_hf.data.texts import first_line, printable
 from dim_hf.data.volumes.slices import PLANES, plane_in
 
 _TEACHER_FOLDER = "teacher"
@@ -37,8 +37,7 @@ def load_network(name: str, revision: str | None = None, trust_remote_code: bool
 
     import dim_hf  # noqa: F401  makes the Auto classes know DimUNet
 
-    path = Path(name)
-    if (path.is_absolute() or path.exists() or name.startswith(".")) and not (path / "config.json").is_file():
+    if is_local(name) and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{printable(name)} is no folder that holds a model (config.json); correct the name")
     from_where = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -47,7 +46,7 @@ def load_network(name: str, revision: str | None = None, trust_remote_code: bool
         )
         processor = AutoImageProcessor.from_pretrained(name, **from_where)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise ValueError(
             f"{printable(name)} cannot be loaded as a segmentation model ({printable(said)}); correct the name, or "
             "copy the model again"
@@ -59,6 +58,12 @@ def load_network(name: str, revision: str | None = None, trust_remote_code: bool
             "copy the model again"
         )
     return network.eval(), processor
+
+
+def is_local(name: str) -> bool:
+    """Whether a name means a place on this machine, not a model of the Hub."""
+    path = Path(name)
+    return path.is_absolute() or path.exists() or name.startswith(".")
 
 
 def find_other_network(model: str) -> Path | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dim_hf.data.images import pixels_of
+from dim_hf.data.texts import first_line
 from dim_hf.data.volumes.slices import slice_axis, slice_dtype
 from dim_hf.data.volumes.volume import Volume
 from dim_hf.inference.components import keep_largest_components
@@ -328,7 +329,7 @@ def _device(name: str | torch.device | None) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise ValueError(f"device {name!r} cannot be used here ({said}); choose cpu, or another one") from error
     return device
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dim_hf.data.texts import first_line
+
 LIST_FILE = "checkpoint.json"
 STATE_FILE = "trainer_state.json"
 RESUME_HINT = "--resume_from_checkpoint last"
@@ -204,7 +206,7 @@ def write_failure(checkpoint: Path, error: BaseException) -> OSError:
     folder = checkpoint.parent
     previous = [path for path in checkpoints_in(folder) if path.name != checkpoint.name]
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     parts = [
         f"cannot write {checkpoint}: {reason}",
         f"{_megabytes(_size(aside_of(checkpoint)))} were written, {_megabytes(free)} are free"

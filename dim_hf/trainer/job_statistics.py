@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from dim_hf.data.texts import first_line
 from dim_hf.inference.drift_file import STATISTICS_FILE, write_statistics
 from dim_hf.inference.drift_fitting import fit_site_statistics
 from dim_hf.inference.loading import find_other_network, load_network
@@ -38,6 +39,6 @@ def write_site_statistics(trainer: DimTrainer) -> Path | None:
         )
         return write_statistics(statistics, folder)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         logger.warning("no statistics of the seen sites, so predictions get no drift score: %s", said)
         return None

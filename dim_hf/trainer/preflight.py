@@ -21,6 +21,7 @@ from torch.utils.data import Subset
 from transformers import DefaultFlowCallback, ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy
 
+from dim_hf.data.texts import first_line
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.preflight_report import PreflightReport
@@ -58,7 +59,7 @@ def run_dry(trainer: DimTrainer, output_dir: str | Path | None = None) -> Prefli
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+        failure = first_line(error)
     report = plan.report(trainer, seconds, waiting, validation, failure)
     if failure is not None and trainer.args.world_size > 1:
         raise ValueError(str(report))

@@ -15,6 +15,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from dim_hf.data.texts import first_line
+
 DATA_SET, MODEL = "data set", "model"
 _EXAMPLES = {DATA_SET: "my-lab/fundus-sites", MODEL: "my-lab/dim-prostate"}
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -56,11 +58,6 @@ def check_repo_id(repo_id: str, kind: str = DATA_SET) -> None:
         )
 
 
-def first_line(error: object) -> str:
-    """First line of an error's text."""
-    return next(iter(str(error).strip().splitlines()), "")
-
-
 @contextmanager
 def hub_errors(where: str, verb: str, kind: str = DATA_SET) -> Iterator[None]:
     """Say in one sentence what the Hub refused, and what to do about it.
@@ -85,7 +82,7 @@ def hub_errors(where: str, verb: str, kind: str = DATA_SET) -> Iterator[None]:
             raise
         raise ConnectionError(
             f"{where} could not be {verb}: the transfer by Xet failed; try again, or go without it by "
-            f"HF_HUB_DISABLE_XET=1 [{first_line(error)}]"
+            f"HF_HUB_DISABLE_XET=1 [{first_line(error, '')}]"
         ) from error
 
 
@@ -99,4 +96,4 @@ def _translated(error: Exception, where: str, verb: str, kind: str) -> Exception
     status = response.status_code if response is not None else 0
     raised, sentence = next((r, s) for e, codes, r, s in _REASONS if isinstance(error, e) and status in codes)
     said = getattr(error, "server_message", None) or (str(status) if status else type(error).__name__)
-    return raised(f"{where} could not be {verb}: {sentence.format(kind=kind)} [{first_line(said)}]")
+    return raised(f"{where} could not be {verb}: {sentence.format(kind=kind)} [{first_line(said, '')}]")

@@ -15,10 +15,11 @@ from huggingface_hub import snapshot_download
 
 from dim_hf.data.archives import MAX_RATIO, RATIO_FREE_BYTES
 from dim_hf.data.description import FILE_NAME, DatasetDescription, read_description
-from dim_hf.data.hub.errors import check_repo_id, first_line, hub_errors
+from dim_hf.data.hub.errors import check_repo_id, hub_errors
 from dim_hf.data.limits import MAX_FILES, MAX_UNPACKED_BYTES
 from dim_hf.data.parquet import check_parquet
 from dim_hf.data.rows import COLUMNS, SPLITS, require_columns
+from dim_hf.data.texts import first_line
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation",
                 "val": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
@@ -104,7 +105,7 @@ def _check_readme(readme: Path, where: str) -> None:
                 if _ELSEWHERE.search(pattern):
                     raise ValueError(f"its README names {pattern!r} as data")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, RecursionError) as error:
-        problem = f"its README cannot be read ({first_line(error)})"
+        problem = f"its README cannot be read ({first_line(error, '')})"
         raise ValueError(f"{where}: {problem}; only parquet files of the repository are read") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}; only parquet files of the repository are read") from error
@@ -159,7 +160,7 @@ def _read_errors(folder: Path, where: str) -> Iterator[None]:
     except Exception as error:  # what strangers write into a README or a file fails in any way
         cause = error.__cause__ or error
         raise ValueError(
-            f"{where} cannot be read ({type(cause).__name__}: {first_line(cause)}); its files or its README are "
+            f"{where} cannot be read ({type(cause).__name__}: {first_line(cause, '')}); its files or its README are "
             f"damaged: remove {folder.parents[1]} and load again, or push the data set anew"
         ) from error
 
@@ -225,5 +226,5 @@ def _concatenated(parts: Sequence[datasets.Dataset], where: str) -> datasets.Dat
     try:
         rows = datasets.concatenate_datasets(list(parts))
     except ValueError as error:
-        raise ValueError(f"{where}: its configurations have different columns ({first_line(error)})") from error
+        raise ValueError(f"{where}: its configurations have different columns ({first_line(error, '')})") from error
     return rows.select_columns(first)

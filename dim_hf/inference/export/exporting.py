@@ -15,7 +15,7 @@ from torch import nn
 
 import dim_hf
 from dim_hf.data.hub.card import markdown
-from dim_hf.data.texts import printable
+from dim_hf.data.texts import first_line, printable
 from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_file import STATISTICS_FILE, find_statistics, to_json
 from dim_hf.inference.export import segment
@@ -254,7 +254,7 @@ def compare(network: nn.Module, run: Run, shape: Sequence[int]) -> Check:
             expected = network(pixel_values=pixels).logits.numpy()
         found = run(pixels.numpy())
     except Exception as error:  # each runtime has its own
-        raise ValueError(f"an input of {size} fails ({str(error).strip().splitlines()[0]})") from error
+        raise ValueError(f"an input of {size} fails ({first_line(error)})") from error
     if found.shape != expected.shape:
         raise ValueError(f"an input of {size} gives logits {found.shape}, those of the network are {expected.shape}")
     difference = np.abs(found - expected)

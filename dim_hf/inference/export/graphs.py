@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dim_hf.data.texts import first_line
+
 INPUT, OUTPUT = "pixel_values", "logits"
 AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 _EXAMPLES = {1: (67, 101, 93), 32: (96, 160, 64)}
@@ -65,7 +67,7 @@ def trace(network: nn.Module, step: int = 1) -> torch.export.ExportedProgram:
         with quiet(), torch.no_grad():
             return torch.export.export(_Logits(network), (example,), dynamic_shapes=free, strict=False)
     except Exception as error:  # torch.export fails in as many ways as there is code
-        raise ValueError(f"the network cannot be traced for images of any size ({_first_line(error)})") from error
+        raise ValueError(f"the network cannot be traced for images of any size ({first_line(error)})") from error
 
 
 class _Logits(nn.Module):
@@ -110,7 +112,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, texts: Mappin
     except ImportError as error:
         raise ImportError(f"ONNX needs {error.name}; install it with: pip install dim-hf[export]") from error
     except Exception as error:  # an operation without a translation, above all
-        raise ValueError(f"the graph cannot be written as ONNX ({_first_line(error)})") from error
+        raise ValueError(f"the graph cannot be written as ONNX ({first_line(error)})") from error
 
 
 def _dims(program: torch.export.ExportedProgram) -> int:
@@ -156,10 +158,6 @@ FORMATS = {
     "onnx": GraphFormat("model.onnx", _write_onnx, _load_onnx),
     "torch_export": GraphFormat("model.pt2", _write_torch_export, _load_torch_export),
 }
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
