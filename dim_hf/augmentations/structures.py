@@ -58,9 +58,9 @@ class StructureWarp:
         ValueError: If a field is outside its legal values.
     """
 
-    size: tuple[float, float] = (0.15, 0.9)
-    scale: tuple[float, float] = (0.3, 1.6)
-    shift: float = 0.2
+    size: tuple[float, float] = (0.1, 0.85)
+    scale: tuple[float, float] = (0.2, 2.5)
+    shift: float = 0.25
     probability: float = 0.7
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The Markdown tables of a study, from its JSON files alone: scores, paired differences, and what a step costs."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,33 @@ def format_study(records: Sequence[Record], baseline: str = "supervised") -> str
     return "\n\n".join([*parts, _choices(table), _costs(table)]).replace("\n\n\n", "\n\n").strip()
 
 
+def format_variants(studies: Mapping[str, Sequence[Record]], baseline: str = "supervised") -> str:
+    """One table of several studies that differ in their data: a line each, its scores and what DiM adds.
+
+    Args:
+        studies: name of the variant → its records.
+        baseline: the row that `dim` is compared with.
+
+    Raises:
+        ValueError: if there is no study, or one lacks a row for the comparison.
+    """
+    tables = {name: StudyTable(records) for name, records in studies.items()}
+    rows = [row for row in ROWS if any(row in table.rows for table in tables.values())]
+    lines = []
+    for name, table in tables.items():
+        missing = [row for row in (baseline, "dim") if row not in table.rows]
+        if missing:
+            raise ValueError(f"the study {name!r} has no result of {', '.join(missing)}: run it to its end first")
+        means = [_spread(table.values(row, lambda record, _, t=table: _mean_dice(t, record))) for row in rows]
+        difference, p_value, _, _, below = _difference(table, "dim", baseline)
+        seeds = ", ".join(map(str, table.seeds))
+        lines.append([name, seeds, *means, difference, p_value, below])
+    if not lines:
+        raise ValueError("there is no study to make a table of")
+    header = ["variant", "seeds", *rows, f"DiM minus {baseline}", "p", "labeled → test domain below"]
+    return _markdown(header, lines)
+
+
 def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -155,7 +182,7 @@ def _by_labeled_domain(table: StudyTable) -> str:
     """Dice, mean of structures and test domains: a column each labeled domain."""
 
     def value(record: Record, _: str = "") -> float:
-        return record["scores"][MEAN_OF_SITES][_all(table)]["dice"]
+        return _mean_dice(table, record)
 
     lines = []
     for row in table.rows:
@@ -172,6 +199,11 @@ def _by_labeled_domain(table: StudyTable) -> str:
 def _mean(values: Iterable[float | None]) -> float:
     """The mean; NaN with a value that is not defined."""
     return float(np.mean(np.array(list(values), dtype=float)))
+
+
+def _mean_dice(table: StudyTable, record: Record) -> float:
+    """Mean over structures and over the test images of all domains."""
+    return record["scores"][MEAN_OF_SITES][_all(table)]["dice"]
 
 
 def _all(table: StudyTable) -> str:
@@ -220,9 +252,7 @@ def compare_rows(table: StudyTable, row: str, other: str) -> tuple[PairedCompari
             chosen = [index for index, pair in enumerate(pairs) if pair[0] == labeled]
             if np.nanmean(sides[0][chosen]) < np.nanmean(sides[1][chosen]):
                 below.append(f"{labeled} → {domain}")
-    means = [
-        [table.record(name, *p)["scores"][MEAN_OF_SITES][_all(table)]["dice"] for p in pairs] for name in (row, other)
-    ]
+    means = [[_mean_dice(table, table.record(name, *p)) for p in pairs] for name in (row, other)]
     return compare_paired_groups(groups), compare_paired(*means), below
 
 
@@ -238,25 +268,27 @@ def _differences(table: StudyTable, other: str) -> str:
     for row in table.rows:
         if row == other or not table.cells(row, other):
             continue
-        cases, by_cell, below = compare_rows(table, row, other)
-        mean, low, high = (f"{100 * getattr(cases.difference, name):+.2f}" for name in ("mean", "low", "high"))
-        number = len({labeled for labeled, _ in table.cells(row, other)}) * len(table.test_domains)
-        lines.append(
-            [
-                row,
-                f"{mean} [{low}, {high}]",
-                _p(cases.p_value),
-                f"{cases.better} / {cases.worse}",
-                f"{by_cell.better} of {by_cell.pairs}, p {_p(by_cell.p_value)}",
-                f"{len(below)} of {number}" + (f": {', '.join(below)}" if 0 < len(below) <= 4 else ""),
-            ]
-        )
+        lines.append([row, *_difference(table, row, other)])
     title = (
         f"Minus **{other}**, Dice × 100 on the same test cases, 95 % interval and Wilcoxon signed-rank test over "
         "patients; then how many cells of labeled domain and seed are better, and which test domains are worse:"
     )
     header = ["row", "difference", "p", "patients better / worse", "cells better", "labeled → test domain below"]
     return f"{title}\n\n{_markdown(header, lines)}"
+
+
+def _difference(table: StudyTable, row: str, other: str) -> list[str]:
+    """Row minus other in words: difference and interval, p, patients, cells, test domains below."""
+    cases, by_cell, below = compare_rows(table, row, other)
+    mean, low, high = (f"{100 * getattr(cases.difference, name):+.2f}" for name in ("mean", "low", "high"))
+    number = len({labeled for labeled, _ in table.cells(row, other)}) * len(table.test_domains)
+    return [
+        f"{mean} [{low}, {high}]",
+        _p(cases.p_value),
+        f"{cases.better} / {cases.worse}",
+        f"{by_cell.better} of {by_cell.pairs}, p {_p(by_cell.p_value)}",
+        f"{len(below)} of {number}" + (f": {', '.join(below)}" if 0 < len(below) <= 4 else ""),
+    ]
 
 
 def _p(value: float) -> str:
