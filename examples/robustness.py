@@ -26,6 +26,32 @@ _IRRELEVANT_SHARE = 0.2
 Columns = Mapping[str, Sequence[Any]]
 
 
+def columns_of(rows: Any) -> dict[str, list]:
+    """The columns of a manifest's rows, files by their paths."""
+    from dim_hf.data.rows import column_view
+
+    files = {}
+    for name in ("image", "label"):
+        values = column_view(rows, name, decode=False)[name]
+        files[name] = [value and value["path"] for value in values]
+    return files | {name: list(rows[name]) for name in rows.column_names if name not in files}
+
+
+def write_data(columns: Columns, description: Any, folder: Path) -> None:
+    """A folder that `--dataset` takes."""
+    from dim_hf.data.description import write_description
+    from dim_hf.data.manifest import write_manifest
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(columns, folder / "manifest.csv")
+    write_description(description, folder)
+
+
+def pictures_in(folder: str | None) -> list[Path]:
+    """Pictures in a folder and the folders in it, sorted; none without a folder."""
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _PICTURES) if folder else []
+
+
 def keep(columns: Columns, wanted: Sequence[bool]) -> dict[str, list]:
     """The rows that are wanted."""
     return {
@@ -95,11 +121,11 @@ def variants(
     found = {}
     for count in (5, 10, 20, 40):
         small = {"labeled_batch_size": batch_sizes[1]} if count < batch_sizes[0] else {}
-        found[f"{count} labels"] = dict(columns), {"num_labeled": count, **small}
-    found["20 labels of all domains"] = without_shift(columns), {}
-    found[f"unlabeled: {foreign} only"] = one_foreign(columns, labeled, foreign), {}
+        found[f"labels-{count:02d}"] = dict(columns), {"num_labeled": count, **small}
+    found["labels-of-all-domains"] = without_shift(columns), {}
+    found[f"unlabeled-{foreign}-only"] = one_foreign(columns, labeled, foreign), {}
     if pictures:
-        found["a fifth irrelevant"] = with_irrelevant(columns, pictures, num_held), {}
+        found["a-fifth-irrelevant"] = with_irrelevant(columns, pictures, num_held), {}
     return found
 
 
@@ -114,43 +140,42 @@ def main() -> None:
 @click.option("--results", required=True, type=click.Path(file_okay=False), help="Folder of the JSON files.")
 @click.option("--dataset", required=True, type=click.Path(exists=True), help="Manifest, or a folder that holds one.")
 @click.option("--irrelevant", type=click.Path(exists=True, file_okay=False), help="Folder of other pictures.")
+@click.option("--only", multiple=True, help="Name of a variant, as its folder has it; may be given several times.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def run(study: str, runs: str, results: str, dataset: str, irrelevant: str | None, overrides: tuple[str, ...]) -> None:
+def run(
+    study: str,
+    runs: str,
+    results: str,
+    dataset: str,
+    irrelevant: str | None,
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+) -> None:
     """Run what is missing of STUDY, a YAML file as examples/configs/study-robustness.yaml, in each variant."""
-    from dim_hf.data.description import write_description
-    from dim_hf.data.manifest import write_manifest
-    from dim_hf.data.rows import column_view
     from dim_hf.data.sources import load_source
-    from dim_hf.trainer.job_arguments import job_with
+    from dim_hf.trainer.job_arguments import field_words, job_with
     from dim_hf.trainer.study import StudyRunner, load_study
 
     with user_errors():
         source = load_source(dataset)
-        pictures = sorted(path for path in Path(irrelevant).rglob("*") if path.suffix.lower() in _PICTURES) \
-            if irrelevant else []  # fmt: skip
-        columns = {
-            name: list(source.rows[name]) for name in source.rows.column_names if name not in ("image", "label")
-        }
-        for name in ("image", "label"):
-            values = column_view(source.rows, name, decode=False)[name]
-            columns = {name: [value and value["path"] for value in values], **columns}
         plain = load_study(study, overrides)
-        (labeled,) = plain.labeled_domains
+        if len(plain.labeled_domains) != 1:
+            raise ValueError(f"{study} must name one of labeled_domains, not {len(plain.labeled_domains)}")
         first, second = job_with(plain.stage1), job_with(plain.stage2)
         held = first.data.num_labeled + first.data.num_validation
         sizes = first.training.labeled_batch_size, second.training.labeled_batch_size
-        for variant, (rows, fields) in variants(columns, labeled, held, sizes, pictures).items():
-            folder = Path(runs, variant.replace(" ", "-").replace(":", ""))
-            (folder / "data").mkdir(parents=True, exist_ok=True)
-            write_manifest(rows, folder / "data" / "manifest.csv")
-            write_description(source.description, folder / "data")
-            words = [*overrides, "--dataset", str(folder / "data")]
-            words += [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+        found = variants(columns_of(source.rows), plain.labeled_domains[0], held, sizes, pictures_in(irrelevant))
+        if unknown := set(only) - set(found):
+            raise ValueError(f"unknown variants {sorted(unknown)}: choose from {', '.join(found)}")
+        for variant in only or found:
+            rows, fields = found[variant]
+            folder = Path(runs, variant)
+            write_data(rows, source.description, folder / "data")
+            words = [*overrides, "--dataset", str(folder / "data"), *field_words(fields)]
             own = load_study(study, words)
-            if ALL_SITES in rows["domain"]:
-                own = replace(own, labeled_domains=(ALL_SITES,))
-            own = replace(own, name=f"{own.name}: {variant}")
-            for _, file in StudyRunner(own, folder / "runs", Path(results, folder.name)).run():
+            domains = (ALL_SITES,) if ALL_SITES in rows["domain"] else own.labeled_domains
+            own = replace(own, name=f"{own.name}: {variant}", labeled_domains=domains)
+            for _, file in StudyRunner(own, folder / "runs", Path(results, variant)).run():
                 click.echo(file)
 
 

@@ -66,7 +66,7 @@ def test_a_fifth_of_the_pool_is_irrelevant(tmp_path):
         EXAMPLE["with_irrelevant"](columns(), pictures[:3], 8)
 
 
-def test_the_command_runs_every_variant_and_makes_a_table(tmp_path):
+def test_the_command_runs_variants_and_makes_a_table(tmp_path):
     table = columns(images=54, tests=2)
     for index, (image, label, domain) in enumerate(zip(table["image"], table["label"], table["domain"], strict=True)):
         pixels, mask = render_phantom("fundus", domain=domain, index=index, size=32, seed=0)
@@ -90,15 +90,19 @@ def test_the_command_runs_every_variant_and_makes_a_table(tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(study))
     words = ["run", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     words += ["--dataset", tmp_path / "data", "--irrelevant", tmp_path / "other"]
+    words += ["--only", "a-fifth-irrelevant", "--only", "labels-of-all-domains"]
     done = CliRunner().invoke(EXAMPLE["main"], [*map(str, words)])
     assert done.exit_code == 0, done.output
-    assert len(done.output.split()) == 2 * 7
+    assert sum(line.endswith(".json") for line in done.output.splitlines()) == 2 * 2
     printed = CliRunner().invoke(EXAMPLE["main"], ["table", str(tmp_path / "results")])
     assert printed.exit_code == 0, printed.output
     lines = printed.output.strip().splitlines()
     assert lines[0].startswith("| variant | seeds | supervised | dim | DiM minus supervised |")
-    assert len(lines) == 2 + 7
-    assert any(line.startswith("| 20-labels-of-all-domains | 0 |") for line in lines)
+    assert len(lines) == 2 + 2
+    unknown = CliRunner().invoke(EXAMPLE["main"], [*map(str, words), "--only", "none"])
+    assert unknown.exit_code == 1
+    assert "choose from labels-05, labels-10" in unknown.output
+    assert any(line.startswith("| labels-of-all-domains | 0 |") for line in lines)
 
 
 def test_a_table_of_nothing_is_refused():
