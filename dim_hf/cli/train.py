@@ -13,17 +13,26 @@ from dim_hf.cli.json_text import echo_json
     "Example: dim-hf train --config examples/configs/demo.yaml --max_steps 200 --rho 0.02",
 )
 @click.option("--config", type=click.Path(exists=True, dir_okay=False), help="YAML file of fields and values.")
+@click.option(
+    "--start",
+    type=click.Path(exists=True, dir_okay=False),
+    help="YAML file of a run that is trained first, in start/ of the output folder, and whose network this one starts "
+    "from: fields that follow count for both.",
+)
 @click.option("--fields", is_flag=True, help="List every field with its default and leave.")
 @click.option("--dry_run", is_flag=True, help="Take a few steps, print what the run will take, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report of a dry run as one JSON object.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def command(config: str | None, fields: bool, dry_run: bool, as_json: bool, overrides: tuple[str, ...]) -> None:
+def command(
+    config: str | None, start: str | None, fields: bool, dry_run: bool, as_json: bool, overrides: tuple[str, ...]
+) -> None:
     """Train a model; any field of the configuration can follow as `--field value`.
 
     SIGTERM (what schedulers send before they kill) ends the run after its step with a checkpoint and exit code 143;
     go on by the same command with `--resume_from_checkpoint last`. A dry run that does not fit has exit code 1.
     """
     from dim_hf.metrics.report import format_table
+    from dim_hf.trainer.finished_jobs import job_from_start
     from dim_hf.trainer.job import dry_run_job, run_job
     from dim_hf.trainer.job_arguments import describe_fields, parse_job
     from dim_hf.trainer.launch import leave_processes
@@ -32,7 +41,9 @@ def command(config: str | None, fields: bool, dry_run: bool, as_json: bool, over
         click.echo(describe_fields())
         return
     with user_errors():
-        job = parse_job(config, list(overrides))
+        if start and dry_run:
+            raise click.UsageError("--dry_run measures one run: give the file of --start as --config, or leave it out")
+        job = job_from_start(config, start, overrides) if start else parse_job(config, overrides)
         if dry_run:
             report = dry_run_job(job)
             if job.training.process_index == 0:

@@ -1,7 +1,6 @@
 """Several settings of one job, several seeds each: run what is missing, and put the scores side by side."""
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -9,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from dim_hf.metrics.case_files import read_cases_csv, safe_cell
+from dim_hf.metrics.case_files import safe_cell
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.labels import scoring_sentence
 from dim_hf.metrics.report import MEAN_OF_SITES, SiteTable, site_table
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
-from dim_hf.trainer.job import refuse_other_job, run_job
+from dim_hf.trainer.finished_jobs import finish_job
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, job_with
-from dim_hf.trainer.job_report import RESULTS_FILE, stamp
+from dim_hf.trainer.job_report import stamp
 
 UPPER_BOUND = "upper-bound"
 SETTINGS = (*ABLATIONS, UPPER_BOUND)
@@ -84,13 +83,8 @@ def run_settings(words: Sequence[str], settings: Iterable[str], seeds: Iterable[
     outcomes = []
     for seed in seeds:
         for setting in settings:
-            run = folder / setting / f"seed{seed}"
-            job = setting_job(words, setting, seed, run)
-            refuse_other_job(run, job)
-            if not (run / RESULTS_FILE).exists():
-                run_job(job)
-            results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
-            outcomes.append(Outcome(setting, seed, read_cases_csv(run / "cases.csv"), results))
+            results, cases = finish_job(setting_job(words, setting, seed, folder / setting / f"seed{seed}"))
+            outcomes.append(Outcome(setting, seed, cases, results))
     return outcomes
 
 

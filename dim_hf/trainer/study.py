@@ -18,14 +18,13 @@ from typing import Any
 
 import yaml
 
-from dim_hf.metrics.case_files import read_cases_csv
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.report import ALL_STRUCTURES, site_table
 from dim_hf.trainer.ablations import ABLATIONS
 from dim_hf.trainer.comparison import UPPER_BOUND, setting_job
-from dim_hf.trainer.job import refuse_other_job, relevant_fields, run_job
+from dim_hf.trainer.finished_jobs import finish_job
+from dim_hf.trainer.job import relevant_fields
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, config_words, field_words, job_with
-from dim_hf.trainer.job_report import RESULTS_FILE
 
 STAGE1 = "stage1"
 UNADAPTED = "teacher-student-unadapted"
@@ -176,10 +175,10 @@ class StudyRunner:
     def _record(self, cell: Cell) -> dict[str, Any]:
         strength, choice = self._strength(cell)
         stage1_job = self._stage1_job(cell)
-        stages = [self._finished(stage1_job)]
+        stages = [finish_job(stage1_job)]
         if cell.row != STAGE1:
             start = Path(stage1_job.training.output_dir)
-            stages.append(self._finished(self._stage2_job(cell, strength, start)))
+            stages.append(finish_job(self._stage2_job(cell, strength, start)))
         results, cases = stages[-1]
         return {
             "study": self.study.name,
@@ -210,12 +209,12 @@ class StudyRunner:
         if len(strengths) == 1:
             return strengths[0], None
         stage1_job = self._stage1_job(cell)
-        self._finished(stage1_job)
+        finish_job(stage1_job)
         start = Path(stage1_job.training.output_dir)
         reference = Cell("teacher-student", cell.labeled_domain, cell.seed)
         dices = {}
         for strength in strengths:
-            results, _ = self._finished(self._stage2_job(reference, strength, start))
+            results, _ = finish_job(self._stage2_job(reference, strength, start))
             if not results["validation"]:
                 raise ValueError(
                     "share_adaptation is chosen on validation images: give num_validation, or one strength"
@@ -242,15 +241,6 @@ class StudyRunner:
         if cell.labeled_domain == ALL_DOMAINS:
             return ["--labeled_domain", self.study.labeled_domains[0], "--num_labeled", str(ALL_LABELED)]
         return ["--labeled_domain", cell.labeled_domain]
-
-    def _finished(self, job: Job) -> tuple[dict[str, Any], list[CaseResult]]:
-        """What a run left; it is trained, or its training is finished, where that is due."""
-        folder = Path(job.training.output_dir)
-        refuse_other_job(folder, job)
-        if not (folder / RESULTS_FILE).exists():
-            run_job(job)
-        results = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-        return results, read_cases_csv(folder / "cases.csv")
 
 
 def _mean(dices: Mapping[str, float]) -> float:
