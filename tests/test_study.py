@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 
 from dim_hf.trainer.job_arguments import parse_job
 from dim_hf.trainer.study import Study, StudyRunner, _flat_lists, cells, load_study
-from dim_hf.trainer.study_table import StudyTable, compare_rows, format_study, read_records
+from dim_hf.trainer.study_table import StudyTable, compare_rows, format_study, format_variants, read_records
 
 BOTH = {
     "dataset": "phantom:fundus",
@@ -311,6 +311,38 @@ def test_tables_show_means_and_spread_over_seeds(records):
     assert "| upper-bound | 80.0 | 80.0 | **80.0** |" in text  # one run stands for every labeled domain
     assert "64 pixels" in text
     assert "| dim | 0.50 | – | 4 |" in text
+
+
+def test_tables_by_structure_show_the_same_scores(records):
+    text = format_study(records)
+
+    def dice(labeled, seed, test, structure):
+        (record,) = [r for r in records if (r["row"], r["labeled_domain"], r["seed"]) == ("supervised", labeled, seed)]
+        return 100 * record["scores"][test][structure]["dice"]
+
+    def cell(test, structure, labeled="a"):
+        found = [dice(labeled, seed, test, structure) for seed in (0, 1)]
+        return f"{np.mean(found):.1f} ± {np.std(found, ddof=1):.1f}"
+
+    sites = "mean of sites"
+    by_domain = [cell(sites, structure, labeled) for labeled in "ab" for structure in ("disc", "cup")]
+    assert f"| supervised | {' | '.join(by_domain)} |" in text
+    by_test = [cell(test, structure, "b") for structure in ("disc", "cup") for test in "ab"]
+    assert f"| b | {' | '.join(by_test)} |" in text
+    assert "| labels | disc at a | disc at b | cup at a | cup at b |" in text
+    assert "| upper-bound | 2.0 | 2.0 | 2.0 | 2.0 | 2.0 | 2.0 |" in text  # HD95, in pixels
+
+
+def test_variants_stand_below_each_other(records):
+    first = [r for r in records if r["labeled_domain"] != "b"]
+    text = format_variants({"few": first, "many": records})
+    few, many = text.splitlines()[2:]
+    assert few.startswith("| few | 0, 1 | ")
+    cases, _, below = compare_rows(StudyTable(records), "dim", "supervised")
+    assert f"{100 * cases.difference.mean:+.2f} [" in many
+    assert many.endswith(f"| {len(below)} of 4" + (f": {', '.join(below)} |" if below else " |"))
+    with pytest.raises(ValueError, match="'few' has no result of dim"):
+        format_variants({"few": [r for r in first if r["row"] != "dim"]})
 
 
 def test_an_unfinished_row_has_no_mean(records):

@@ -13,6 +13,8 @@ from dim_hf.metrics.statistics import PairedComparison, compare_paired, compare_
 from dim_hf.trainer.study import ALL_DOMAINS, ROWS, STAGE1
 
 Record = dict[str, Any]
+# Metric, its name, and what its values are multiplied by.
+_KINDS = (("dice", "Dice", 100.0), ("hd95", "HD95", 1.0))
 _NEEDED = ("study", "row", "labeled_domain", "seed", "scores", "cases", "split", "settings", "cost", "code")
 
 
@@ -118,7 +120,11 @@ def format_study(records: Sequence[Record], baseline: str = "supervised") -> str
     table = StudyTable(records)
     if baseline not in table.rows:
         raise ValueError(f"there is no result of the row {baseline!r}; there are: {', '.join(table.rows)}")
-    parts = [_caption(table), _by_labeled_domain(table), _by_structure(table), _differences(table, baseline)]
+    parts = [_caption(table), _by_labeled_domain(table)]
+    parts += [_structures_by_labeled_domain(table, *kind) for kind in _KINDS]
+    parts += [_by_structure(table)]
+    parts += [_labeled_to_test(table, row) for row in (baseline, "dim") if row in table.rows]
+    parts += [_differences(table, baseline)]
     if "dim" in table.rows and baseline != "dim":
         parts.append(_differences(table, "dim"))
     return "\n\n".join([*parts, _choices(table), _costs(table)]).replace("\n\n\n", "\n\n").strip()
@@ -210,6 +216,29 @@ def _all(table: StudyTable) -> str:
     return ALL_STRUCTURES if len(table.structures) > 1 else table.structures[0]
 
 
+def _structures_by_labeled_domain(table: StudyTable, metric: str, title: str, factor: float) -> str:
+    """One metric of each structure, mean of the test images of all domains: columns for each labeled domain."""
+
+    def value(structure: str) -> Callable[[Record, str], float]:
+        return lambda record, _: _mean([record["scores"][MEAN_OF_SITES][structure][metric]])
+
+    lines = []
+    for row in table.rows:
+        columns = [
+            [value(structure)(record, domain) for seed in table.seeds if (record := table.record(row, domain, seed))]
+            for domain in table.labeled_domains
+            for structure in table.structures
+        ]
+        means = [table.values(row, value(structure)) for structure in table.structures]
+        lines.append([row, *(_spread(values, factor) for values in [*columns, *means])])
+    names = [f"{domain}: {structure}" for domain in [*table.labeled_domains, "mean"] for structure in table.structures]
+    unit = "× 100" if factor != 1 else "in pixels of the network's input"
+    return (
+        f"{title} {unit} by labeled domain, mean of the test images of all domains:\n\n"
+        f"{_markdown(['row', *names], lines)}"
+    )
+
+
 def _by_structure(table: StudyTable) -> str:
     """Dice and HD95 by structure, on the labeled domain's own test images and on the others'."""
 
@@ -220,8 +249,7 @@ def _by_structure(table: StudyTable) -> str:
 
         return value
 
-    kinds = [("dice", "Dice", 100.0), ("hd95", "HD95", 1.0)]
-    columns = [(kind, structure, own) for kind in kinds for structure in table.structures for own in (True, False)]
+    columns = [(kind, structure, own) for kind in _KINDS for structure in table.structures for own in (True, False)]
     header = [f"{kind[1]} {structure}, {'labeled' if own else 'foreign'}" for kind, structure, own in columns]
     lines = [
         [row, *(_spread(table.values(row, at(kind[0], structure, own)), kind[2]) for kind, structure, own in columns)]
@@ -232,6 +260,19 @@ def _by_structure(table: StudyTable) -> str:
         "in pixels of the network's input; only rows and seeds that are complete):"
     )
     return f"{title}\n\n{_markdown(['row', *header], lines)}"
+
+
+def _labeled_to_test(table: StudyTable, row: str) -> str:
+    """Dice of one row by structure: a line each labeled domain, a column each test domain."""
+
+    def values(labeled: str, test: str, structure: str) -> list[float]:
+        records = [table.record(row, labeled, seed) for seed in table.seeds]
+        return [_mean([record["scores"][test][structure]["dice"]]) for record in records if record]
+
+    columns = [(test, structure) for structure in table.structures for test in table.test_domains]
+    lines = [[domain, *(_spread(values(domain, *column)) for column in columns)] for domain in table.labeled_domains]
+    names = [f"{structure} at {test}" for test, structure in columns]
+    return f"Dice × 100 of **{row}** by test domain:\n\n{_markdown(['labels', *names], lines)}"
 
 
 def compare_rows(table: StudyTable, row: str, other: str) -> tuple[PairedComparison, PairedComparison, list[str]]:
