@@ -139,7 +139,7 @@ class DimTrainingArguments(TrainingArguments):
         "Preset of intensity changes; auto: color for 3 channels, else mri.",
     )
     labeled_view: str = _choice(
-        "weak", LABELED_VIEWS, "View of the labeled images; `strong` makes a supervised run far more robust."
+        "strong", LABELED_VIEWS, "View of the labeled images; `weak` makes a supervised run far less robust."
     )
     structure_warp_probability: float = _number(
         0.0,
