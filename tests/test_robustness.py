@@ -9,27 +9,13 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 
-from dim_hf.data.description import DatasetDescription, write_description
 from dim_hf.data.manifest import read_manifest, write_manifest
-from dim_hf.data.phantoms import PHANTOMS, render_phantom
 from dim_hf.data.splits import semi_supervised_split
 from dim_hf.trainer.study_table import format_variants
+from tests.phantom_files import columns, write_images
 from tests.test_study import BOTH, STAGE1, STAGE2
 
 EXAMPLE = runpy.run_path("examples/robustness.py")
-
-
-def columns(images=12, tests=2):
-    rows = [(d, index) for d in ("camera_a", "camera_b", "camera_c") for index in range(images)]
-    return {
-        "image": [f"{d}/{index}.png" for d, index in rows],
-        "label": [f"{d}/{index}_mask.png" for d, index in rows],
-        "domain": [d for d, _ in rows],
-        "patient": [str(index) for _, index in rows],
-        "name": [str(index) for _, index in rows],
-        "split": ["test" if index < tests else "train" for _, index in rows],
-        "labeled_order": [None if index < tests else index - tests for _, index in rows],
-    }
 
 
 def split_of(table, folder, **options):
@@ -68,17 +54,10 @@ def test_a_fifth_of_the_pool_is_irrelevant(tmp_path):
 
 def test_the_command_runs_variants_and_makes_a_table(tmp_path):
     table = columns(images=54, tests=2)
-    for index, (image, label, domain) in enumerate(zip(table["image"], table["label"], table["domain"], strict=True)):
-        pixels, mask = render_phantom("fundus", domain=domain, index=index, size=32, seed=0)
-        (tmp_path / "data" / domain).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "data" / image)
-        Image.fromarray(mask).save(tmp_path / "data" / label)
+    write_images(tmp_path / "data", table)
     (tmp_path / "other").mkdir()
     for index in range(40):
         Image.fromarray(np.full((32, 32, 3), index, np.uint8)).save(tmp_path / "other" / f"{index}.png")
-    write_manifest(table, tmp_path / "data" / "manifest.csv")
-    phantom = PHANTOMS["fundus"]
-    write_description(DatasetDescription(phantom.id2label, phantom.structures, 3), tmp_path / "data")
     study = {
         "stage1": STAGE1 | {"max_steps": 1},
         "stage2": STAGE2 | {"max_steps": 1},

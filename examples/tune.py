@@ -1,0 +1,176 @@
+"""Choose a recipe's settings without a look at test images: variants of two stages, scored on tuning images.
+
+python examples/tune.py run examples/configs/tuning-fundus-64.yaml --runs runs/tuning-64 \
+  --results examples/results/tuning-64 --dataset data/fundus
+python examples/tune.py table examples/results/tuning-64
+
+Tuning images are training images of domains that have no labels in the run: the training sees them without labels,
+like all others of the pool. The file names them; what is finished is passed over.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from dim_hf.cli.errors import user_errors
+
+STAGE1 = "stage1"
+
+
+def read_tuning(path: Path) -> dict[str, Any]:
+    """The content of a tuning file.
+
+    Raises:
+        ValueError: for a missing or unknown key.
+    """
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    needed = {"stage1", "stage2", "both", "labeled_domains", "tuning_domains", "tuning_images", "starts", "variants"}
+    if not isinstance(said, dict) or set(said) != needed:
+        raise ValueError(f"{path} must have the keys {', '.join(sorted(needed))}")
+    return said
+
+
+def tuning_places(columns: Mapping[str, list], domain: str, first: int, last: int) -> list[int]:
+    """Rows of the training images of a domain whose place in the order of labeling is first to last - 1."""
+    rows = zip(columns["domain"], columns["split"], columns["labeled_order"], strict=True)
+    found = [
+        (int(order), index)
+        for index, (own, split, order) in enumerate(rows)
+        if own == domain and split == "train" and order is not None and first <= int(order) < last
+    ]
+    return [index for _, index in sorted(found)]
+
+
+class Tuner:
+    """Trains what is missing, and scores it.
+
+    Args:
+        said: of `read_tuning`.
+        configs: folder of the configurations that it names.
+        runs: folder of the runs.
+        results: folder of the JSON files.
+        overrides: words for all jobs.
+    """
+
+    def __init__(
+        self, said: dict[str, Any], configs: Path, runs: Path, results: Path, overrides: tuple[str, ...]
+    ) -> None:
+        self.said, self.configs, self.runs, self.results, self.overrides = said, configs, runs, results, overrides
+
+    def run(self) -> Iterator[Path]:
+        """Each start and variant with each labeled domain; yields its file."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        for start, changes in self.said["starts"].items():
+            for labeled in self.said["labeled_domains"]:
+                yield self._file(labeled, start, STAGE1, changes)
+        for variant, fields in self.said["variants"].items():
+            start, changes = fields.get("start"), {n: value for n, value in fields.items() if n != "start"}
+            for labeled in self.said["labeled_domains"]:
+                yield self._file(labeled, start or next(iter(self.said["starts"])), variant, changes)
+
+    def _file(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Path:
+        file = self.results / f"{labeled}-{start}-{variant}.json"
+        if not file.exists():
+            record = {"labels": labeled, "start": start, "variant": variant, "fields": dict(changes)}
+            record |= self._train_and_score(labeled, start, variant, changes)
+            file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        return file
+
+    def _train_and_score(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        from dim_hf.trainer.job import make_trainer
+        from dim_hf.trainer.job_arguments import config_words, field_words, job_with
+        from dim_hf.trainer.study import git_revision
+
+        stage = self.said[STAGE1 if variant == STAGE1 else "stage2"]
+        given = {name: value for name, value in stage.items() if name != "config"}
+        folder = self.runs / labeled / start / variant
+        places = {"labeled_domain": labeled, "output_dir": str(folder)}
+        if variant != STAGE1:
+            places["model_name_or_path"] = str(self.runs / labeled / start / STAGE1)
+        words = config_words(self.configs / stage["config"]) if "config" in stage else []
+        for fields in (given, self.said["both"], changes, places):
+            words += field_words(fields)
+        job = job_with([*words, "--save_strategy", "no", *self.overrides])
+        trainer, _, _ = make_trainer(job)
+        trained = trainer.train()
+        trainer.save_model()
+        return self._scores(trainer, job) | {
+            "seconds_per_step": round(trained.metrics["train_runtime"] / job.training.max_steps, 3),
+            "code": git_revision(),
+        }
+
+    def _scores(self, trainer: Any, job: Any) -> dict[str, Any]:
+        from dim_hf.data.datasets import SegmentationDataset
+        from dim_hf.metrics.report import site_table
+        from dim_hf.trainer.job import job_source
+        from dim_hf.trainer.job_scores import score_test_sets, validation_scores
+
+        rows = job_source(job.data).rows
+        columns = {name: list(rows[name]) for name in ("domain", "split", "labeled_order")}
+        first, last = self.said["tuning_images"]
+        datasets = {
+            domain: SegmentationDataset(
+                rows.select(tuning_places(columns, domain, first, last)), trainer.processing_class
+            )
+            for domain in self.said["tuning_domains"]
+            if domain != job.data.labeled_domain
+        }
+        table = site_table(score_test_sets(trainer, datasets)[1])
+        dices: dict[str, dict[str, float]] = {}
+        for row in table.rows:
+            dices.setdefault(row.domain, {})[row.structure] = round(100 * row.means["dice"], 2)
+        validation = {name: round(100 * dice, 2) for name, dice in (validation_scores(trainer) or {}).items()}
+        return {"tuning_dice": dices, "validation_dice": validation}
+
+
+def format_tuning(records: list[dict[str, Any]]) -> str:
+    """A line each start and variant: mean tuning Dice by labeled domain, their mean, and validation Dice."""
+    from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES
+
+    domains = list(dict.fromkeys(record["labels"] for record in records))
+    pairs = list(dict.fromkeys((record["start"], record["variant"]) for record in records))
+    lines = []
+    for start, variant in pairs:
+        own = {r["labels"]: r for r in records if (r["start"], r["variant"]) == (start, variant)}
+        dices = [own[d]["tuning_dice"][MEAN_OF_SITES][ALL_STRUCTURES] if d in own else None for d in domains]
+        checks = [own[d]["validation_dice"].get(ALL_STRUCTURES) if d in own else None for d in domains]
+        mean = f"{sum(dices) / len(dices):.2f}" if None not in dices else "–"
+        cells = ["–" if value is None else f"{value:.2f}" for value in (*dices, *checks)]
+        lines.append((start, variant, *cells[: len(domains)], mean, *cells[len(domains) :]))
+    header = ("start", "variant", *(f"labels: {d}" for d in domains), "mean", *(f"validation: {d}" for d in domains))
+    rows = [header, ("---",) * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+@click.group()
+def main() -> None:
+    """Run a tuning, or make the table of its results."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+@click.argument("tuning", type=click.Path(exists=True, dir_okay=False))
+@click.option("--runs", required=True, type=click.Path(file_okay=False), help="Folder of all runs, for weights.")
+@click.option("--results", required=True, type=click.Path(file_okay=False), help="Folder of the JSON files.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def run(tuning: str, runs: str, results: str, overrides: tuple[str, ...]) -> None:
+    """Run what is missing of TUNING, a YAML file as examples/configs/tuning-fundus-64.yaml."""
+    with user_errors():
+        path = Path(tuning)
+        for file in Tuner(read_tuning(path), path.parent, Path(runs), Path(results), overrides).run():
+            click.echo(file)
+
+
+@main.command()
+@click.argument("results", type=click.Path(exists=True, file_okay=False))
+def table(results: str) -> None:
+    """Print the Markdown table of the JSON files in RESULTS."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(results).glob("*.json"))]
+    click.echo(format_tuning(records))
+
+
+if __name__ == "__main__":
+    main()

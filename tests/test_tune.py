@@ -1,0 +1,66 @@
+"""`examples/tune.py`: the images that were named are scored, and runs are trained once."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tests.phantom_files import columns, write_images
+from tests.test_study import BOTH, STAGE1, STAGE2
+
+EXAMPLE = runpy.run_path("examples/tune.py")
+
+
+def test_places_of_tuning_images():
+    table = columns(images=8, tests=2)
+    found = EXAMPLE["tuning_places"](table, "camera_b", 1, 4)
+    assert [table["labeled_order"][index] for index in found] == [1, 2, 3]
+    assert {table["domain"][index] for index in found} == {"camera_b"}
+    assert {table["split"][index] for index in found} == {"train"}
+
+
+def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
+    write_images(tmp_path / "data", columns(images=16))
+    said = {
+        "stage1": STAGE1 | {"max_steps": 1},
+        "stage2": STAGE2 | {"max_steps": 1},
+        "both": {name: value for name, value in BOTH.items() if name != "dataset"},
+        "labeled_domains": ["camera_a", "camera_b"],
+        "tuning_domains": ["camera_a", "camera_b", "camera_c"],
+        "tuning_images": [6, 9],
+        "starts": {"plain": {}, "range": {"intensity": "range"}},
+        "variants": {"dim": {}, "dim-after-range": {"start": "range"}},
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(said))
+    words = ["run", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    words = [*map(str, words), "--dataset", str(tmp_path / "data")]
+    done = CliRunner().invoke(EXAMPLE["main"], words)
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "results" / "camera_a-range-dim-after-range.json").read_text())
+    assert set(record["tuning_dice"]) == {"camera_b", "camera_c", "mean of sites"}
+    assert set(record["tuning_dice"]["camera_b"]) == {"disc", "cup", "all structures"}
+    start = json.loads(
+        (tmp_path / "runs" / "camera_a" / "range" / "dim-after-range" / "dim_training.json").read_text()
+    )
+    assert start["started_from"]["model"].endswith("camera_a/range/stage1")
+    files = sorted((tmp_path / "results").glob("*.json"))
+    assert len(files) == 8
+    before = [file.stat().st_mtime_ns for file in files]
+    assert CliRunner().invoke(EXAMPLE["main"], words).exit_code == 0
+    assert [file.stat().st_mtime_ns for file in files] == before
+    printed = CliRunner().invoke(EXAMPLE["main"], ["table", str(tmp_path / "results")])
+    mean = record["tuning_dice"]["mean of sites"]["all structures"]
+    assert f"| range | dim-after-range | {mean:.2f} |" in printed.output
+
+
+def test_a_file_with_other_keys_is_refused(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("stage1: {}\n")
+    with pytest.raises(ValueError, match="must have the keys"):
+        EXAMPLE["read_tuning"](tmp_path / "wrong.yaml")
+
+
+def test_the_shipped_file_parses():
+    assert EXAMPLE["read_tuning"](Path("examples/configs/tuning-fundus-64.yaml"))["variants"]
