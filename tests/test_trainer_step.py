@@ -116,7 +116,7 @@ def test_steps_with_the_divergence_equal_the_reference_by_hand(tmp_path, estimat
     model = tiny_model().double()
     weights = [p.detach().clone() for p in model.parameters()]
     gradient = gradient_function(model, divergence_weight=5.0, cells=cells)
-    settings = PLAIN_SGD | {"divergence_weight": 5.0, "f_divergence": "jensen_shannon"}
+    settings = PLAIN_SGD | {"divergence_weight": 5.0, "f_divergence": "jensen_shannon", "divergence_memory": 0}
     estimate = {"divergence_estimator": estimator, "divergence_grid_size": cells}
     trainer = tiny_trainer(tmp_path, model, trainer_class=Recording, **settings, **estimate)
     trainer.train()

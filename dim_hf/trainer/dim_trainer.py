@@ -166,11 +166,11 @@ class DimTrainer(TeacherStudentTrainer):
             self.objective.share_masses(self.model, self._window.first_pass)
         first, full = self._window.next()
         if not self._takes_two_passes:
-            loss = self._first_pass(model, first, "total")
+            loss = self._first_pass(model, first, full, "total")
         elif self.args.perturbation_scope == "local":
             loss = self._both_passes(model, first, full)
         else:
-            loss = self._first_pass(model, first, self.args.ascent_objective)
+            loss = self._first_pass(model, first, full, self.args.ascent_objective)
         if self._window.exhausted:
             self._finish_gradient(model)
         return loss
@@ -210,7 +210,7 @@ class DimTrainer(TeacherStudentTrainer):
         earlier = [parameter.grad for parameter in self.model.parameters()]
         self.model.zero_grad(set_to_none=True)
         with self.accelerator.no_sync(model):
-            loss = self._first_pass(model, first, self.args.ascent_objective)
+            loss = self._first_pass(model, first, full, self.args.ascent_objective)
         try:
             with self._perturbed_weights():
                 # Before the backward pass, since that sums over processes whatever lies there.
@@ -237,13 +237,20 @@ class DimTrainer(TeacherStudentTrainer):
             self.meters.update({"perturbation_norm": length})
             yield
 
-    def _first_pass(self, model: nn.Module, batch: MicroBatch, objective: str) -> Tensor:
-        """Add the gradient at the unperturbed weights, and measure; returns the total loss, its share of the step."""
+    def _first_pass(self, model: nn.Module, batch: MicroBatch, full: MicroBatch, objective: str) -> Tensor:
+        """Add the gradient at the unperturbed weights, and measure; returns the total loss, its share of the step.
+
+        Args:
+            model: the student, wrapped for its processes.
+            batch: what this pass sees of the micro-batch.
+            full: the whole micro-batch.
+            objective: whose gradient is added.
+        """
         logits, terms = self._backward(model, batch, objective)
         self.meters.update(terms.detached() | batch.inputs.measurements(logits[1]))
         self.collapse_alarm.observe(batch.inputs, logits[0])
-        if self.objective.critic is not None:
-            self.objective.critic.accumulate(*logits, self._window.share)
+        seen = len(batch.inputs.labels) / len(full.inputs.labels)
+        self.objective.observe(logits, len(self._window.micro_batches), seen)
         return terms.total(*self._term_weights).detach() * self._window.share
 
     def _backward(
@@ -296,8 +303,7 @@ class DimTrainer(TeacherStudentTrainer):
         """Start anew after a training that was interrupted in the middle of a step."""
         self._window, self._batches, self._buffers = Window(), [], []
         self._abandoned = False
-        if self.objective.critic is not None:
-            self.objective.critic.discard()
+        self.objective.discard()
 
     def share_teacher(self) -> None:
         """Give all processes the first one's teacher, as DDP does with the student."""
@@ -306,15 +312,15 @@ class DimTrainer(TeacherStudentTrainer):
                 torch.distributed.broadcast(tensor, 0)
 
     def finish_optimizer_step(self) -> None:
-        """After the optimizer: the teacher and the critic follow, unless the step was abandoned."""
+        """After the optimizer: teacher, critic and memory follow, unless the step was abandoned."""
         stepped = not (self._abandoned or self.accelerator.optimizer_step_was_skipped)
         if stepped:
             self._skipped_in_a_row = 0
             average_running_statistics(self.model)
             self.follow_student()
-        critic = self.objective.critic
-        if critic is not None:
-            critic.step(self._mean_over_processes) if stepped else critic.discard()
+            self.objective.step(self._mean_over_processes)
+        else:
+            self.objective.discard()
         self._abandoned = False
         self._buffers = []
         self.collapse_alarm.step_done(self.state.global_step + 1)
@@ -368,10 +374,10 @@ class DimTrainer(TeacherStudentTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.objective.critic is not None and self.args.should_save:
-            self.objective.critic.save(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:
+            self.objective.save(Path(output_dir or self.args.output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.objective.critic is not None and checkpoint is not None:
-            self.objective.critic.load(Path(checkpoint))
+        if checkpoint is not None:
+            self.objective.load(Path(checkpoint))

@@ -91,6 +91,11 @@ class DimTrainingArguments(TrainingArguments):
         "same per predicted class, blind to class shares that truly differ), or variational (by a critic).",
     )
     divergence_grid_size: int = _number(4, "G ≥ 1, regions along each axis of the `regional` estimator.")
+    divergence_memory: float = _number(
+        0.95,
+        "β in [0, 1), weight of the class masses of earlier steps in P and Q of the closed-form estimators: with 0.95 "
+        "they are means over the images of some 20 steps, with 0 over this step's, which differ by chance. Ours.",
+    )
     critic_hidden_size: int = _number(32, "Width of the critic T of the `variational` estimator.")
     critic_learning_rate: float = _number(1e-3, "Learning rate of the critic's own Adam.")
 
@@ -198,6 +203,7 @@ class DimTrainingArguments(TrainingArguments):
             "divergence_weight": (0, infinity),
             "rampup_ratio": (0, 1),
             "divergence_grid_size": (1, infinity),
+            "divergence_memory": (0, 1),
             "critic_hidden_size": (1, infinity),
             "critic_learning_rate": (0, infinity),
             "rho": (0, infinity),
@@ -219,6 +225,10 @@ class DimTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} must be {limit} and finite, got {value}")
         if self.ascent_fraction == 0:
             raise ValueError("ascent_fraction must be above 0: without images there is nothing to climb; see rho=0")
+        if self.divergence_memory == 1:
+            raise ValueError(
+                "divergence_memory must be below 1: with 1 the first step would count as much as the last"
+            )
         if self.ema_decay == 1:
             raise ValueError("ema_decay must be below 1: with 1 the teacher would never learn from the student")
 

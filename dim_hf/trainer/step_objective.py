@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from dim_hf.losses import LossTerms, consistency_loss, ramp_up, resize_logits, s
 from dim_hf.sharpness import frozen_running_statistics
 from dim_hf.trainer.critic_training import CriticTraining
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
+from dim_hf.trainer.mass_memory import MassMemory
 from dim_hf.trainer.window import ClosedFormDivergence, Logits, MicroBatch, set_rests
 
 
@@ -29,6 +31,7 @@ class StepObjective:
     Attributes:
         critic: of the variational estimator, with its training; None without.
         closed_form: the estimator from class masses; None without.
+        memory: class masses of earlier steps for that estimator; None without.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class StepObjective:
         self._sum_over_processes = sum_over_processes
         self.critic: CriticTraining | None = None
         self.closed_form: ClosedFormDivergence | None = None
+        self.memory: MassMemory | None = None
         if args.divergence_weight == 0:
             return
         f_divergence = get_f_divergence(args.f_divergence, args.divergence_alpha)
@@ -54,6 +58,7 @@ class StepObjective:
             self.closed_form = ClosedFormDivergence(
                 f_divergence, grid_size, args.divergence_estimator == "conditional"
             )
+            self.memory = MassMemory(args.divergence_memory) if args.divergence_memory > 0 else None
 
     def weights(self, step: int, max_steps: int) -> tuple[float, float]:
         """λ_con w(t) and λ_div w(t) at an optimizer step."""
@@ -82,12 +87,54 @@ class StepObjective:
 
     def _closed_form_divergence(self, logits: Logits, batch: MicroBatch, parts: int) -> Tensor:
         masses = self.closed_form.masses(logits)
-        if parts == 1:
-            return self.closed_form.value(masses)
-        rest = batch.rest
-        if rest is None:  # the only micro-batch of its process
+        rest = batch.rest if parts > 1 else None
+        if parts > 1 and rest is None:  # the only micro-batch of its process
             rest = self._sum_over_processes(masses.detach()) - masses.detach()
-        return self.closed_form.value(masses, rest, parts)
+        return self.closed_form.value(masses, rest, parts, self.memory)
+
+    def observe(self, logits: Logits, micro_batches: int, share_of_images: float) -> None:
+        """Learn from the first pass on one micro-batch, for what is updated once a step: the critic, the memory.
+
+        Args:
+            logits: of the first pass.
+            micro_batches: of the step, on this process.
+            share_of_images: how many of the micro-batch's images the first pass saw, in (0, 1].
+        """
+        if self.critic is not None:
+            self.critic.accumulate(*logits, 1 / micro_batches)
+        if self.memory is not None:
+            with torch.no_grad():
+                self.memory.accumulate(self.closed_form.masses(logits), share_of_images)
+
+    def step(self, mean_over_processes: Callable[[Tensor], Tensor]) -> None:
+        """After the student's step: take in what was observed."""
+        if self.critic is not None:
+            self.critic.step(mean_over_processes)
+        if self.memory is not None:
+            self.memory.step(self._sum_over_processes)
+
+    def discard(self) -> None:
+        """Forget what was observed in a step that is not taken."""
+        for state in (self.critic, self.memory):
+            if state is not None:
+                state.discard()
+
+    def save(self, folder: Path) -> None:
+        """Write what outlives a step into a checkpoint folder."""
+        for state in (self.critic, self.memory):
+            if state is not None:
+                state.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: if the checkpoint is of a run without critic or memory.
+        """
+        if self.critic is not None:
+            self.critic.load(folder)
+        if self.memory is not None:
+            self.memory.load(folder, self.args.device)
 
     def _parts(self, micro_batches: int) -> int:
         """Into how many parts the images are divided of which a divergence of means is taken."""

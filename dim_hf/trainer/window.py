@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dim_hf.divergences import FDivergence, conditional_mass, divergence_between_masses, regional_mass
 from dim_hf.sharpness import RandomState
+from dim_hf.trainer.mass_memory import MassMemory
 from dim_hf.trainer.views import StepInputs
 
 # Logits of one micro-batch: labeled (N, K, *S), unlabeled (M, K, *S) or None.
@@ -69,16 +70,28 @@ class ClosedFormDivergence:
             return torch.stack([conditional_mass(side) for side in logits])
         return torch.stack([regional_mass(side, self.grid_size) for side in logits])
 
-    def value(self, masses: Tensor, rest: Tensor | None = None, parts: int = 1) -> Tensor:
+    def value(
+        self, masses: Tensor, rest: Tensor | None = None, parts: int = 1, memory: MassMemory | None = None
+    ) -> Tensor:
         """D of the whole step, with this micro-batch's part of the gradient.
+
+        With a memory, D of this step's and the remembered images. The gradient is that which the images of this step
+        would have if those of the memory changed with them: otherwise a long memory would leave none of it.
 
         Args:
             masses: of this micro-batch.
             rest: masses of all others at the same weights, or None where there is no other.
             parts: micro-batches times processes, by which the gradient will be divided later.
+            memory: masses of earlier steps.
         """
-        if rest is not None:
-            masses = masses.detach() + rest + parts * (masses - masses.detach())
+        others = [] if rest is None else [rest]
+        factor = parts
+        if memory is not None and memory.masses is not None:
+            others.append(memory.masses)
+            factor = parts + memory.micro_batches
+        if others:
+            own = masses.detach()
+            masses = sum(others, own) + factor * (masses - own)
         return divergence_between_masses(masses[0], masses[1], self.f_divergence)
 
 
