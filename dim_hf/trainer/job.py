@@ -25,7 +25,14 @@ from dim_hf.metrics.report import SiteTable, check_names, site_table
 from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.checkpoints import RESUME_HINT, checkpoints_in, step_of
 from dim_hf.trainer.dim_trainer import DimTrainer
-from dim_hf.trainer.job_arguments import ALL_LABELED, DataArguments, Job, JobTrainingArguments, ModelArguments
+from dim_hf.trainer.job_arguments import (
+    ALL_LABELED,
+    DataArguments,
+    Job,
+    JobTrainingArguments,
+    ModelArguments,
+    job_with,
+)
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
 from dim_hf.trainer.job_scores import score_test_sets, training_cost, validation_scores
@@ -278,12 +285,13 @@ def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> No
     if not (folder / JOB_FILE).exists():
         return
     found = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
+    usual = relevant_fields(job_with([]))  # a run from before a field was there
     for part, fields in relevant_fields(job).items():
         for name, value in fields.items():
-            if found[part].get(name) != value and not name.startswith(but):
+            was = found[part].get(name, usual[part].get(name))
+            if was != value and not name.startswith(but):
                 raise ValueError(
-                    f"{folder} was run with {name}={found[part].get(name)!r}, now it is {value!r}: "
-                    "choose another --output_dir"
+                    f"{folder} was run with {name}={was!r}, now it is {value!r}: choose another --output_dir"
                 )
 
 
