@@ -30,8 +30,9 @@ def main(config: str, output_dir: str, seed: int, short: bool, overrides: tuple[
     from dim_hf.metrics.figures import site_bars
     from dim_hf.metrics.report import format_comparison, format_table
     from dim_hf.trainer.comparison import setting_job
-    from dim_hf.trainer.job import JOB_FILE, run_job
+    from dim_hf.trainer.job import run_job
     from dim_hf.trainer.job_arguments import config_words
+    from dim_hf.trainer.job_identity import JOB_FILE
 
     words = [*config_words(config), *(SHORT if short else []), *overrides]
     folder = Path(output_dir)

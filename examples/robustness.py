@@ -37,6 +37,18 @@ def columns_of(rows: Any) -> dict[str, list]:
     return files | {name: list(rows[name]) for name in rows.column_names if name not in files}
 
 
+def check_table(rows: Any, dataset: str) -> None:
+    """Refuse data that the variants cannot be made of.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if "labeled_order" not in rows.column_names:
+        raise ValueError(f"{dataset} has no column labeled_order: import it with --split-file, which fixes that order")
+    if "" in rows["split"] or len(set(rows["domain"])) < 2:
+        raise ValueError(f"{dataset} must have two domains or more, and a split for each image")
+
+
 def write_data(columns: Columns, description: Any, folder: Path) -> None:
     """A folder that `--dataset` takes."""
     from dim_hf.data.description import write_description
@@ -68,10 +80,14 @@ def without_shift(columns: Columns) -> dict[str, list]:
         len(domains) * int(order) + domains.index(domain) if own and order is not None else None
         for own, order, domain in zip(is_train, columns["labeled_order"], columns["domain"], strict=True)
     ]
-    names = [f"{d}_{name}" if own else name
-             for own, d, name in zip(is_train, columns["domain"], columns["name"], strict=True)]  # fmt: skip
+
+    def with_domain(column: str) -> list:
+        values = zip(is_train, columns["domain"], columns[column], strict=True)
+        return [f"{domain}_{value}" if own else value for own, domain, value in values]
+
     sites = [ALL_SITES if own else domain for own, domain in zip(is_train, columns["domain"], strict=True)]
-    return {**columns, "domain": sites, "name": names, "labeled_order": places}
+    own = {"name": with_domain("name"), "patient": with_domain("patient"), "labeled_order": places}
+    return {**columns, "domain": sites, **own}
 
 
 def one_foreign(columns: Columns, labeled: str, foreign: str) -> dict[str, list]:
@@ -158,6 +174,7 @@ def run(
 
     with user_errors():
         source = load_source(dataset)
+        check_table(source.rows, dataset)
         plain = load_study(study, overrides)
         if len(plain.labeled_domains) != 1:
             raise ValueError(f"{study} must name one of labeled_domains, not {len(plain.labeled_domains)}")
@@ -165,6 +182,8 @@ def run(
         held = first.data.num_labeled + first.data.num_validation
         sizes = first.training.labeled_batch_size, second.training.labeled_batch_size
         found = variants(columns_of(source.rows), plain.labeled_domains[0], held, sizes, pictures_in(irrelevant))
+        if "a-fifth-irrelevant" in only and not irrelevant:
+            raise ValueError("the variant a-fifth-irrelevant needs --irrelevant, a folder of other pictures")
         if unknown := set(only) - set(found):
             raise ValueError(f"unknown variants {sorted(unknown)}: choose from {', '.join(found)}")
         for variant in only or found:

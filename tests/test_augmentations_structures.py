@@ -35,7 +35,7 @@ def drawn(size, shift, count=1):
 
 @pytest.mark.parametrize(("shape", "tolerance"), [((128, 96), 0.02), ((40, 48, 44), 0.04)])
 @pytest.mark.parametrize(("size", "shift"), [(0.3, 0.0), (0.3, 0.3), (0.7, 0.1), (0.5, -0.25)])
-def test_the_inner_ball_gets_the_wanted_radius_and_place(shape, tolerance, size, shift):
+def test_the_border_lies_at_the_drawn_share_of_each_ray(shape, tolerance, size, shift):
     # In the middle, so that the map is a ball's radial scaling when nothing shifts, and its law is known otherwise:
     # on the ray to a border point b, the inner border lies at new center + size * (b - new center).
     masks, places = nested_balls(shape, 0.35)
@@ -66,6 +66,43 @@ def test_an_inner_ball_away_from_the_middle():
     assert np.sign(found.mean(0)).tolist() == [1, -1]
 
 
+@pytest.mark.parametrize(("drawn_size", "factor"), [(0.05, 0.5), (0.9, 1.5)])
+def test_the_factor_is_held_within_its_range(drawn_size, factor):
+    masks, _ = nested_balls((128, 128), 0.28)
+    _, moved = StructureWarp(scale=(0.5, 1.5)).apply(
+        torch.rand(1, 1, 128, 128), masks, drawn(drawn_size, (0.0, 0.0)), OUTER, INNER
+    )
+    assert ((moved == 2).sum() / (masks == 2).sum()).sqrt().item() == pytest.approx(factor, rel=0.03)
+
+
+def test_centers_stay_inside_the_outer_structure():
+    """An inner ball at the edge: without a hold, rays would begin beyond the ellipsoid, and the map would fold."""
+    masks, places = nested_balls((128, 128), 0.15, inner_center=(0.5, 0.0))
+    ramp = torch.from_numpy(places[..., 0]).float()[None, None]
+    moved, moved_masks = ALWAYS.apply(ramp, masks, drawn(0.4, (0.25, 0.0)), OUTER, INNER)
+    assert (moved[0, 0, :, 64].diff() > -1e-6).all()
+    assert (moved_masks == 2).any()
+
+
+@pytest.mark.parametrize(("pixels", "moves"), [(15, False), (16, True)])
+def test_an_inner_structure_of_fewer_than_16_pixels_has_no_size(pixels, moves):
+    masks = torch.zeros(1, 32, 32, dtype=torch.long)
+    masks[0, 4:28, 4:28] = 1
+    rows, columns = torch.arange(pixels) // 4 + 14, torch.arange(pixels) % 4 + 14
+    masks[0, rows, columns] = 2
+    _, moved = ALWAYS.apply(torch.rand(1, 1, 32, 32), masks, drawn(0.6, (0.0, 0.0)), OUTER, INNER)
+    assert torch.equal(moved, masks) != moves
+
+
+def test_double_precision_is_kept():
+    masks, _ = nested_balls((64, 64), 0.3)
+    images = torch.rand(1, 1, 64, 64, dtype=torch.float64)
+    fine, _ = ALWAYS.apply(images, masks, drawn(0.6, (0.1, 0.0)), OUTER, INNER)
+    coarse, _ = ALWAYS.apply(images.float(), masks, drawn(0.6, (0.1, 0.0)), OUTER, INNER)
+    assert fine.dtype == torch.float64
+    assert 0 < (fine - coarse).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize("shape", [(64, 56), (20, 24, 22)])
 def test_image_and_mask_move_together(shape):
     masks, _ = nested_balls(shape, 0.3, count=8)
@@ -87,12 +124,14 @@ def test_nothing_outside_the_outer_structure_moves():
 
 
 def test_nothing_folds():
-    # Along each ray, what is looked up lies farther and farther out: the coordinate of an image of coordinates grows.
     masks, _ = nested_balls((96, 96), 0.3, count=8)
-    ramp = torch.linspace(-1, 1, 96).expand(8, 1, 96, 96).contiguous()
-    draws = dataclasses.replace(ALWAYS.draw(SEEDS), shift=torch.zeros(8, 2, dtype=torch.float64))
-    moved, _ = ALWAYS.apply(ramp, masks, draws, OUTER, INNER)
-    assert (moved[:, 0, 47].diff(dim=-1) > 0).all()
+    axes = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 96), indexing="ij")
+    moved, _ = ALWAYS.apply(
+        torch.stack(axes).expand(8, 2, 96, 96).contiguous(), masks, ALWAYS.draw(SEEDS), OUTER, INNER
+    )
+    # The area that a pixel's square covers in the input keeps its sign.
+    down, across = moved.diff(dim=2)[..., :-1], moved.diff(dim=3)[:, :, :-1]
+    assert (down[:, 0] * across[:, 1] - down[:, 1] * across[:, 0] > -1e-6).all()
 
 
 def test_a_warp_is_the_same_alone_and_in_any_batch():
@@ -145,6 +184,8 @@ def test_innermost_pair():
     assert nested_pair({"a": [1], "b": [2, 3]}) is None
     assert nested_pair({"whole": [1, 2, 3], "core": [2, 3], "heart": [3]}) == ((2, 3), (3,))
     assert nested_pair({"heart": [3], "whole": [3, 1, 2]}) == ((1, 2, 3), (3,))
+    with pytest.raises(ValueError, match="tell which one"):
+        nested_pair({"cup": [2], "rim": [1], "disc": [1, 2]})
 
 
 @pytest.mark.parametrize(

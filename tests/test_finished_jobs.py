@@ -1,6 +1,10 @@
 """`dim-hf train --start`: a run that goes on from the network of another one, which is trained once."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +59,69 @@ def test_a_start_of_other_settings_is_refused(files, tmp_path):
     job_from_start(*files, words)
     with pytest.raises(ValueError, match=r"start was run with .*split_seed=0, now it is 1"):
         job_from_start(*files, [*words, "--split_seed", "1"])
+    (tmp_path / "run" / "start" / "job.json").write_text("{")
+    with pytest.raises(ValueError, match=r"job\.json cannot be read"):
+        job_from_start(*files, words)
+
+
+def test_a_run_from_before_a_field_was_there_had_its_default(files, tmp_path):
+    words = ["--output_dir", str(tmp_path / "run")]
+    job_from_start(*files, words)
+    file = tmp_path / "run" / "start" / "job.json"
+    found = json.loads(file.read_text())
+    del found["training"]["structure_warp_probability"], found["model"]["norm"]
+    file.write_text(json.dumps(found))
+    job_from_start(*files, words)
+    with pytest.raises(ValueError, match=r"start was run with norm='batch', now it is 'instance'"):
+        job_from_start(*files, [*words, "--norm", "instance"])
+
+
+def test_words_about_the_method_are_for_the_second_run(files, tmp_path):
+    words = ["--output_dir", str(tmp_path / "run"), "--max_steps", "1", "--rho", "0.5", "--seed", "3"]
+    second = job_from_start(*files, words)
+    first = json.loads((tmp_path / "run" / "start" / "job.json").read_text())["training"]
+    assert (first["max_steps"], first["rho"], first["seed"]) == (STAGE1["max_steps"], 0, 3)
+    assert (second.training.max_steps, second.training.rho, second.training.seed) == (1, 0.5, 3)
+
+
+def test_both_runs_must_see_the_same_images(files, tmp_path):
+    (config, start), words = files, ["--output_dir", str(tmp_path / "run")]
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump(BOTH | STAGE2 | {"split_seed": 1}))
+    with pytest.raises(ValueError, match=r"split_seed is 0 in .*first\.yaml and 1 in the run"):
+        job_from_start(config, start, words)
+    with pytest.raises(ValueError, match="nowhere"):
+        job_from_start(*files, [*words, "--split_seed", "1", "--labeled_domain", "nowhere"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_faults_of_the_first_file_name_it(files, tmp_path):
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(BOTH | STAGE1 | {"max_steps": "many"}))
+    with pytest.raises(ValueError, match=r"first\.yaml"):
+        job_from_start(*files, ["--output_dir", str(tmp_path / "run")])
+
+
+def test_a_run_that_was_moved_goes_on(files, tmp_path):
+    config, start = files
+    words = ["--config", config, "--start", start, "--resume_from_checkpoint", "last", "--save_steps", "1"]
+    first = CliRunner().invoke(command, [*words, "--output_dir", str(tmp_path / "one")])
+    assert first.exit_code == 0, first.output
+    shutil.move(tmp_path / "one", tmp_path / "moved")
+    again = CliRunner().invoke(command, [*words, "--output_dir", str(tmp_path / "moved"), "--max_steps", "3"])
+    assert again.exit_code == 0, again.output
+    assert json.loads((tmp_path / "moved" / "dim_training.json").read_text())["step"] == 3
+
+
+@pytest.mark.slow
+def test_two_processes_wait_for_what_the_first_one_writes(files, tmp_path):
+    config, start = files
+    words = ["examples/train.py", "--config", config, "--start", start, "--output_dir", str(tmp_path / "run")]
+    words += ["--labeled_batch_size", "2"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *words], env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for folder in (tmp_path / "run", tmp_path / "run" / "start"):
+        assert json.loads((folder / "results.json").read_text())["environment"]["processes"] == 2
 
 
 def test_a_dry_run_measures_one_run(files):

@@ -31,6 +31,7 @@ def test_labels_without_a_shift_go_round_the_domains(tmp_path):
     assert {d: list(rows["name"]) for d, rows in split.test.items()} == {
         d: list(rows["name"]) for d, rows in plain.test.items()
     }
+    assert len(set(split.labeled["patient"])) == 6  # a number is another patient in another domain
     assert len(split.labeled) + len(split.unlabeled) + len(split.validation) == 30
 
 
@@ -81,7 +82,25 @@ def test_the_command_runs_variants_and_makes_a_table(tmp_path):
     unknown = CliRunner().invoke(EXAMPLE["main"], [*map(str, words), "--only", "none"])
     assert unknown.exit_code == 1
     assert "choose from labels-05, labels-10" in unknown.output
+    lacking = CliRunner().invoke(
+        EXAMPLE["main"], [*words_without(words, "--irrelevant"), "--only", "a-fifth-irrelevant"]
+    )
+    assert "needs --irrelevant" in lacking.output
     assert any(line.startswith("| labels-of-all-domains | 0 |") for line in lines)
+
+
+def words_without(words, option):
+    index = words.index(option)
+    return [*map(str, [*words[:index], *words[index + 2 :]])]
+
+
+def test_data_without_an_order_of_labeling_is_refused(tmp_path):
+    table = {name: values for name, values in columns().items() if name != "labeled_order"}
+    write_manifest(table, tmp_path / "manifest.csv")
+    words = ["run", "examples/configs/study-robustness.yaml", "--runs", tmp_path, "--results", tmp_path]
+    done = CliRunner().invoke(EXAMPLE["main"], [*map(str, words), "--dataset", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "no column labeled_order" in done.output
 
 
 def test_a_table_of_nothing_is_refused():

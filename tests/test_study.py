@@ -341,7 +341,7 @@ def test_variants_stand_below_each_other(records):
     cases, _, below = compare_rows(StudyTable(records), "dim", "supervised")
     assert f"{100 * cases.difference.mean:+.2f} [" in many
     assert many.endswith(f"| {len(below)} of 4" + (f": {', '.join(below)} |" if below else " |"))
-    with pytest.raises(ValueError, match="'few' has no result of dim"):
+    with pytest.raises(ValueError, match="'few' has no results of dim and supervised alike"):
         format_variants({"few": [r for r in first if r["row"] != "dim"]})
 
 

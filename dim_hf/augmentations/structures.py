@@ -30,7 +30,7 @@ class StructureDraws:
     Attributes:
         warped: (N,), bool, whether the inner structure is changed at all.
         size: (N,), its wanted radius in radii of the outer structure.
-        shift: (N, d), displacement of its center along each axis, in radii of the outer structure.
+        shift: (N, d), displacement of the rays' beginning along each axis, in radii of the outer structure.
     """
 
     warped: Tensor
@@ -42,16 +42,22 @@ class StructureDraws:
 class StructureWarp:
     """Ranges of the sizes and places that an inner structure is given within the outer one.
 
-    The outer structure is taken as the ellipsoid with its center and its spread along each axis, and everything
-    outside that stays where it is. Inside, image and label map are resampled by one map: on each ray from the new
-    center to the ellipsoid, what lay within the inner structure's radius is scaled to the new one, the rest is
-    stretched to fill the ray. Vessels stay connected, and no border is made that was not there.
+    The outer structure is taken as the ellipsoid with its center and its spread along each axis of the image, and
+    everything outside that stays where it is (of an oblong structure that lies askew, its corners do, and some ground
+    beside it moves). Inside, image and label map are resampled by one map: on each ray from the inner structure's
+    center to the ellipsoid, the part up to the old size, as a share of the ray, becomes the part up to the new size,
+    the rest is stretched to fill the ray, and the rays begin at the displaced center. Vessels stay connected, and no
+    border is made that was not there.
+
+    In the middle the inner structure so gets the radius that was drawn; away from it, one that is within about a
+    fifth of it. Displaced by s, a structure of size q moves by about (1 - q) s: large ones have no room.
 
     Attributes:
         size: Range of the inner structure's radius in radii of the outer one, in [0.05, 0.92], drawn evenly. The
             radius of a structure is that of a ball as large.
         scale: Range of the factor between its old and new radius, in [0.1, 10]: farther draws are held at its ends.
-        shift: Largest displacement along each axis, in radii of the outer structure, in [0, 0.6].
+        shift: Largest displacement of the rays' beginning along each axis, in radii of the outer structure, in
+            [0, 0.6].
         probability: Share of the samples that are changed, in [0, 1].
 
     Raises:
@@ -138,15 +144,24 @@ def nested_pair(structures: Mapping[str, Sequence[int]]) -> tuple[tuple[int, ...
     Returns:
         Class ids of the outer and of the inner structure; None where no structure lies within another.
 
+    Raises:
+        ValueError: if two structures of equal rank lie within one, as a rim and a cup do within a disc.
+
     >>> nested_pair({"disc": [1, 2], "cup": [2]})
     ((1, 2), (2,))
     """
     sets = sorted({tuple(sorted(classes)) for classes in structures.values()}, key=len)
-    for inner in sets:
-        for outer in sets:
-            if set(inner) < set(outer):
-                return outer, inner
-    return None
+    pairs = [(outer, inner) for inner in sets for outer in sets if set(inner) < set(outer)]
+    if not pairs:
+        return None
+    outer, inner = pairs[0]
+    rivals = [other for around, other in pairs if around == outer and not set(other) >= set(inner)]
+    if rivals:
+        raise ValueError(
+            f"of the structures {dict(structures)}, {list(inner)} and {list(rivals[0])} both lie within "
+            f"{list(outer)}: name nested structures alone, to tell which one is to be resized"
+        )
+    return outer, inner
 
 
 @dataclass(frozen=True, eq=False)

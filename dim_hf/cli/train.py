@@ -17,7 +17,7 @@ from dim_hf.cli.json_text import echo_json
     "--start",
     type=click.Path(exists=True, dir_okay=False),
     help="YAML file of a run that is trained first, in start/ of the output folder, and whose network this one starts "
-    "from: fields that follow count for both.",
+    "from. Fields that follow count for both where they are about data, network or machine, else for this run.",
 )
 @click.option("--fields", is_flag=True, help="List every field with its default and leave.")
 @click.option("--dry_run", is_flag=True, help="Take a few steps, print what the run will take, and write nothing.")
@@ -42,7 +42,10 @@ def command(
         return
     with user_errors():
         if start and dry_run:
-            raise click.UsageError("--dry_run measures one run: give the file of --start as --config, or leave it out")
+            raise click.UsageError(
+                "--dry_run measures one run: give the file of --start as --config; the run after it can be measured "
+                "when that is trained, by --model_name_or_path OUTPUT_DIR/start"
+            )
         job = job_from_start(config, start, overrides) if start else parse_job(config, overrides)
         if dry_run:
             report = dry_run_job(job)

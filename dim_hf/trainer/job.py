@@ -31,9 +31,9 @@ from dim_hf.trainer.job_arguments import (
     Job,
     JobTrainingArguments,
     ModelArguments,
-    job_with,
 )
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
+from dim_hf.trainer.job_identity import CUTS_OF_A_STEP, JOB_FILE, job_as_json, refuse_other_job
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
 from dim_hf.trainer.job_scores import score_test_sets, training_cost, validation_scores
 from dim_hf.trainer.job_statistics import write_site_statistics
@@ -41,8 +41,6 @@ from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.preflight import run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
 from dim_hf.trainer.resumable_trainer import LAST
-
-JOB_FILE = "job.json"
 
 
 @dataclass(frozen=True)
@@ -248,53 +246,6 @@ def _run(job: Job, cache: SampleCache) -> JobResult:
     return result
 
 
-# Training fields in which two runs of one experiment may differ: where files go, and what is shown.
-_IRRELEVANT = (
-    "output_dir", "resume", "run_name", "project", "logging", "log_", "report_to", "disable_tqdm", "save_", "hub",
-    "push_to_hub", "trackio", "dataloader", "cache_", "remove_unused", "ddp_", "debug", "skip_memory",
-)  # fmt: skip
-
-# How the images of a step are dealt to processes and micro-batches: another number of processes takes other values.
-# The trainer sees to it that a resumed run has as many images a step.
-_CUTS_OF_A_STEP = (
-    "labeled_batch_size", "unlabeled_batch_size", "gradient_accumulation_steps", "per_device_train_batch_size",
-    "train_batch_size",
-)  # fmt: skip
-
-
-def relevant_fields(job: Job) -> dict[str, dict[str, Any]]:
-    """What tells one experiment from another, part by part, as a JSON file would give it back."""
-    parts = json.loads(json.dumps(job_as_json(job), default=str))
-    return {
-        part: {name: value for name, value in fields.items() if not name.startswith(_IRRELEVANT)}
-        for part, fields in parts.items()
-    }
-
-
-def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> None:
-    """A run that is there, finished or not, may only stand for the job that is asked for.
-
-    Args:
-        folder: of the run; one without `job.json` is new.
-        job: what is asked for.
-        but: further fields that may differ.
-
-    Raises:
-        ValueError: naming the first field that differs, and both values.
-    """
-    if not (folder / JOB_FILE).exists():
-        return
-    found = json.loads((folder / JOB_FILE).read_text(encoding="utf-8"))
-    usual = relevant_fields(job_with([]))  # a run from before a field was there
-    for part, fields in relevant_fields(job).items():
-        for name, value in fields.items():
-            was = found[part].get(name, usual[part].get(name))
-            if was != value and not name.startswith(but):
-                raise ValueError(
-                    f"{folder} was run with {name}={was!r}, now it is {value!r}: choose another --output_dir"
-                )
-
-
 def _prepare_folder(job: Job, checkpoint: str | None) -> None:
     """State the job in its folder; a folder of another run is not mixed with this one."""
     folder = Path(job.training.output_dir)
@@ -305,7 +256,7 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
         )
     if checkpoint is not None:
         for run in dict.fromkeys((folder, Path(checkpoint).parent)):
-            refuse_other_job(run, job, but=("max_steps", *_CUTS_OF_A_STEP))
+            refuse_other_job(run, job, but=("max_steps", *CUTS_OF_A_STEP))
         if 0 < job.training.max_steps < step_of(Path(checkpoint)):
             raise ValueError(f"max_steps is {job.training.max_steps}, but {checkpoint} is beyond it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -367,8 +318,3 @@ def _parse_structures(text: str | None) -> dict[str, list[int]] | None:
     if not isinstance(structures, dict) or not all(isinstance(classes, list) for classes in structures.values()):
         raise ValueError(f"structures must map names to lists of class ids, got {text}")
     return structures
-
-
-def job_as_json(job: Job) -> dict[str, Any]:
-    """All fields of a job, as the run's files hold them."""
-    return {"data": vars(job.data), "model": vars(job.model), "training": job.training.to_sanitized_dict()}

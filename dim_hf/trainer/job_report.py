@@ -80,4 +80,6 @@ def write_report(
         on_test = summary["job"]["training"]["select"] == "test-legacy"
         curves(logged, folder / "curves.png", TEST_LEGACY_PANELS if on_test else PANELS)
     results = {**summary, "environment": environment(), HASHES: run_hashes(folder)}
-    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
+    partial = folder / f".{RESULTS_FILE}.partial"  # its presence says that the run is complete
+    partial.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
+    partial.replace(folder / RESULTS_FILE)

@@ -23,8 +23,8 @@ from dim_hf.metrics.report import ALL_STRUCTURES, site_table
 from dim_hf.trainer.ablations import ABLATIONS
 from dim_hf.trainer.comparison import UPPER_BOUND, setting_job
 from dim_hf.trainer.finished_jobs import finish_job
-from dim_hf.trainer.job import relevant_fields
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, config_words, field_words, job_with
+from dim_hf.trainer.job_identity import relevant_fields
 
 STAGE1 = "stage1"
 UNADAPTED = "teacher-student-unadapted"

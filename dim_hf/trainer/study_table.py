@@ -123,7 +123,7 @@ def format_study(records: Sequence[Record], baseline: str = "supervised") -> str
     parts = [_caption(table), _by_labeled_domain(table)]
     parts += [_structures_by_labeled_domain(table, *kind) for kind in _KINDS]
     parts += [_by_structure(table)]
-    parts += [_labeled_to_test(table, row) for row in (baseline, "dim") if row in table.rows]
+    parts += [_labeled_to_test(table, row) for row in dict.fromkeys((baseline, "dim")) if row in table.rows]
     parts += [_differences(table, baseline)]
     if "dim" in table.rows and baseline != "dim":
         parts.append(_differences(table, "dim"))
@@ -144,12 +144,12 @@ def format_variants(studies: Mapping[str, Sequence[Record]], baseline: str = "su
     rows = [row for row in ROWS if any(row in table.rows for table in tables.values())]
     lines = []
     for name, table in tables.items():
-        missing = [row for row in (baseline, "dim") if row not in table.rows]
-        if missing:
-            raise ValueError(f"the study {name!r} has no result of {', '.join(missing)}: run it to its end first")
+        pairs = table.cells("dim", baseline)
+        if not pairs:
+            raise ValueError(f"the study {name!r} has no results of dim and {baseline} alike: run it to its end first")
         means = [_spread(table.values(row, lambda record, _, t=table: _mean_dice(t, record))) for row in rows]
         difference, p_value, _, _, below = _difference(table, "dim", baseline)
-        seeds = ", ".join(map(str, table.seeds))
+        seeds = ", ".join(map(str, sorted({seed for _, seed in pairs})))
         lines.append([name, seeds, *means, difference, p_value, below])
     if not lines:
         raise ValueError("there is no study to make a table of")
