@@ -19,18 +19,29 @@ import yaml
 from dim_hf.cli.errors import user_errors
 
 STAGE1 = "stage1"
+_KEYS = {"stage1", "stage2", "both", "labeled_domains", "tuning_domains", "tuning_images", "starts", "variants"}
 
 
 def read_tuning(path: Path) -> dict[str, Any]:
     """The content of a tuning file.
 
     Raises:
-        ValueError: for a missing or unknown key.
+        ValueError: for a file that cannot be read, a missing or unknown key, or a variant of an unknown start.
     """
-    said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    needed = {"stage1", "stage2", "both", "labeled_domains", "tuning_domains", "tuning_images", "starts", "variants"}
-    if not isinstance(said, dict) or set(said) != needed:
-        raise ValueError(f"{path} must have the keys {', '.join(sorted(needed))}")
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read the tuning {path}: {error}") from error
+    if not isinstance(said, dict) or set(said) != _KEYS:
+        differing = sorted(_KEYS ^ set(said)) if isinstance(said, dict) else "all"
+        raise ValueError(f"{path} must have the keys {', '.join(sorted(_KEYS))}; missing or unknown: {differing}")
+    for name in ("starts", "variants"):
+        said[name] = {variant: fields or {} for variant, fields in (said[name] or {}).items()}
+    if not said["starts"]:
+        raise ValueError(f"{path} names no starts: give one at least, such as `plain: {{}}`")
+    for variant, fields in said["variants"].items():
+        if fields.get("start", next(iter(said["starts"]))) not in said["starts"]:
+            raise ValueError(f"{path}: {variant} starts from {fields['start']!r}, which is none of the starts")
     return said
 
 
@@ -73,52 +84,72 @@ class Tuner:
                 yield self._file(labeled, start or next(iter(self.said["starts"])), variant, changes)
 
     def _file(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Path:
+        from dim_hf.trainer.study import described
+
         file = self.results / f"{labeled}-{start}-{variant}.json"
-        if not file.exists():
-            record = {"labels": labeled, "start": start, "variant": variant, "fields": dict(changes)}
-            record |= self._train_and_score(labeled, start, variant, changes)
-            file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        job = self.job(labeled, start, variant, changes)
+        record = {"labels": labeled, "start": start, "variant": variant, "settings": described(job)}
+        if file.exists():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if found["settings"] != record["settings"]:
+                raise ValueError(f"{file} was made with other settings: choose another --results folder")
+            return file
+        record |= self._train_and_score(job)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        partial.replace(file)  # a file that is there is complete
         return file
 
-    def _train_and_score(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        from dim_hf.trainer.job import make_trainer
+    def job(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Any:
+        """The job of a start (the variant `stage1`), or of a variant that goes on from it."""
         from dim_hf.trainer.job_arguments import config_words, field_words, job_with
-        from dim_hf.trainer.study import git_revision
 
         stage = self.said[STAGE1 if variant == STAGE1 else "stage2"]
-        given = {name: value for name, value in stage.items() if name != "config"}
-        folder = self.runs / labeled / start / variant
-        places = {"labeled_domain": labeled, "output_dir": str(folder)}
+        places = {"labeled_domain": labeled, "output_dir": str(self.runs / labeled / start / variant)}
         if variant != STAGE1:
             places["model_name_or_path"] = str(self.runs / labeled / start / STAGE1)
         words = config_words(self.configs / stage["config"]) if "config" in stage else []
+        given = {name: value for name, value in stage.items() if name != "config"}
         for fields in (given, self.said["both"], changes, places):
             words += field_words(fields)
-        job = job_with([*words, "--save_strategy", "no", *self.overrides])
+        return job_with([*words, "--save_strategy", "no", *self.overrides])
+
+    def _train_and_score(self, job: Any) -> dict[str, Any]:
+        from dim_hf.trainer.job import make_trainer
+        from dim_hf.trainer.study import git_revision
+
+        images = self._tuning_images(job)
         trainer, _, _ = make_trainer(job)
         trained = trainer.train()
         trainer.save_model()
-        return self._scores(trainer, job) | {
+        return self._scores(trainer, images) | {
             "seconds_per_step": round(trained.metrics["train_runtime"] / job.training.max_steps, 3),
             "code": git_revision(),
         }
 
-    def _scores(self, trainer: Any, job: Any) -> dict[str, Any]:
-        from dim_hf.data.datasets import SegmentationDataset
-        from dim_hf.metrics.report import site_table
+    def _tuning_images(self, job: Any) -> dict[str, Any]:
+        """Rows of the tuning images by domain."""
         from dim_hf.trainer.job import job_source
-        from dim_hf.trainer.job_scores import score_test_sets, validation_scores
 
         rows = job_source(job.data).rows
+        if "labeled_order" not in rows.column_names:
+            raise ValueError(f"{job.data.dataset} has no column labeled_order: import it with --split-file")
         columns = {name: list(rows[name]) for name in ("domain", "split", "labeled_order")}
-        first, last = self.said["tuning_images"]
-        datasets = {
-            domain: SegmentationDataset(
-                rows.select(tuning_places(columns, domain, first, last)), trainer.processing_class
-            )
-            for domain in self.said["tuning_domains"]
-            if domain != job.data.labeled_domain
-        }
+        images = {}
+        for domain in self.said["tuning_domains"]:
+            if domain != job.data.labeled_domain:
+                places = tuning_places(columns, domain, *self.said["tuning_images"])
+                if not places:
+                    raise ValueError(f"domain {domain!r} has no training images {self.said['tuning_images']}")
+                images[domain] = rows.select(places)
+        return images
+
+    def _scores(self, trainer: Any, images: Mapping[str, Any]) -> dict[str, Any]:
+        from dim_hf.data.datasets import SegmentationDataset
+        from dim_hf.metrics.report import site_table
+        from dim_hf.trainer.job_scores import score_test_sets, validation_scores
+
+        datasets = {domain: SegmentationDataset(rows, trainer.processing_class) for domain, rows in images.items()}
         table = site_table(score_test_sets(trainer, datasets)[1])
         dices: dict[str, dict[str, float]] = {}
         for row in table.rows:
@@ -168,8 +199,11 @@ def run(tuning: str, runs: str, results: str, overrides: tuple[str, ...]) -> Non
 @click.argument("results", type=click.Path(exists=True, file_okay=False))
 def table(results: str) -> None:
     """Print the Markdown table of the JSON files in RESULTS."""
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(results).glob("*.json"))]
-    click.echo(format_tuning(records))
+    with user_errors():
+        records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(results).glob("*.json"))]
+        if not records:
+            raise ValueError(f"there is no result in {results}: run `examples/tune.py run` first")
+        click.echo(format_tuning(records))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from tests.phantom_files import columns, write_images
 from tests.test_study import BOTH, STAGE1, STAGE2
 
+SHIPPED = Path("examples/configs/tuning-fundus-64.yaml")
 EXAMPLE = runpy.run_path("examples/tune.py")
 
 
@@ -51,16 +52,41 @@ def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
     before = [file.stat().st_mtime_ns for file in files]
     assert CliRunner().invoke(EXAMPLE["main"], words).exit_code == 0
     assert [file.stat().st_mtime_ns for file in files] == before
+    refused = CliRunner().invoke(EXAMPLE["main"], [*words, "--weight_decay", "0.5"])
+    assert "made with other settings" in refused.output
     printed = CliRunner().invoke(EXAMPLE["main"], ["table", str(tmp_path / "results")])
     mean = record["tuning_dice"]["mean of sites"]["all structures"]
     assert f"| range | dim-after-range | {mean:.2f} |" in printed.output
 
 
-def test_a_file_with_other_keys_is_refused(tmp_path):
-    (tmp_path / "wrong.yaml").write_text("stage1: {}\n")
-    with pytest.raises(ValueError, match="must have the keys"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage3": {}}, "missing or unknown: \\['stage3'\\]"),
+        ({"starts": {}}, "names no starts"),
+        ({"variants": {"dim": {"start": "nope"}}}, "dim starts from 'nope'"),
+    ],
+)
+def test_faulty_files_are_refused(tmp_path, changes, message):
+    said = yaml.safe_load(SHIPPED.read_text())
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(said | changes))
+    with pytest.raises(ValueError, match=message):
         EXAMPLE["read_tuning"](tmp_path / "wrong.yaml")
 
 
-def test_the_shipped_file_parses():
-    assert EXAMPLE["read_tuning"](Path("examples/configs/tuning-fundus-64.yaml"))["variants"]
+def test_every_job_of_the_shipped_file_is_one(tmp_path):
+    said = EXAMPLE["read_tuning"](SHIPPED)
+    tuner = EXAMPLE["Tuner"](said, SHIPPED.parent, tmp_path, tmp_path, ())
+    for start, changes in said["starts"].items():
+        assert tuner.job("drishti", start, "stage1", changes).training.consistency_weight == 0
+    for variant, fields in said["variants"].items():
+        changes = {name: value for name, value in fields.items() if name != "start"}
+        assert tuner.job("drishti", "zscore-warp", variant, changes).model.model_name_or_path.endswith("stage1")
+
+
+def test_images_that_are_not_there_are_named_before_the_training(tmp_path):
+    write_images(tmp_path / "data", columns(images=16))
+    said = EXAMPLE["read_tuning"](SHIPPED) | {"tuning_images": [90, 95], "tuning_domains": ["camera_b"]}
+    tuner = EXAMPLE["Tuner"](said, SHIPPED.parent, tmp_path, tmp_path, ("--dataset", str(tmp_path / "data")))
+    with pytest.raises(ValueError, match=r"'camera_b' has no training images \[90, 95\]"):
+        tuner._train_and_score(tuner.job("camera_a", "zscore", "stage1", {}))

@@ -168,9 +168,9 @@ class StudyRunner:
     def _settings(self, cell: Cell, strength: float | None) -> dict[str, dict[str, Any]]:
         start = self._stage1_job(cell)
         if cell.row == STAGE1:
-            return {"stage1": _described(start)}
+            return {"stage1": described(start)}
         job = self._stage2_job(cell, strength, Path(start.training.output_dir))
-        return {"stage1": _described(start), "stage2": _described(job)}
+        return {"stage1": described(start), "stage2": described(job)}
 
     def _record(self, cell: Cell) -> dict[str, Any]:
         strength, choice = self._strength(cell)
@@ -247,7 +247,7 @@ def _mean(dices: Mapping[str, float]) -> float:
     return dices.get(ALL_STRUCTURES, next(iter(dices.values())))
 
 
-def _described(job: Job) -> dict[str, Any]:
+def described(job: Job) -> dict[str, Any]:
     """The fields of a job that are not the defaults, without places."""
     usual = relevant_fields(job_with([]))
     return {
