@@ -1,8 +1,8 @@
-"""Run the table of issue-sized questions: rows × labeled domain × seed, two stages each; and print it.
+"""Run a study, rows × labeled domain × seed with two stages each, and print its tables.
 
-python examples/study.py run examples/configs/study-fundus-64.yaml --runs runs/fundus-64 \
-  --results examples/results/fundus-64 --dataset data/fundus
-python examples/study.py table examples/results/fundus-64
+python examples/study.py run examples/configs/study-fundus.yaml --runs runs/fundus \
+  --results examples/results/fundus --dataset data/fundus
+python examples/study.py table examples/results/fundus
 
 Run it again after an interruption: what is complete is passed over, an unfinished training goes on from its last
 checkpoint. Any field of a job can follow `run`, for both stages.

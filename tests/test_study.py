@@ -96,7 +96,7 @@ def test_all_of_a_seed_comes_before_the_next_one():
     assert order[3:] == [(4, *rest) for _, *rest in order[:3]]
 
 
-@pytest.mark.parametrize("name", ["study-fundus", "study-fundus-64", "study-nuclei", "study-robustness"])
+@pytest.mark.parametrize("name", ["study-fundus", "study-nuclei", "study-robustness"])
 def test_shipped_studies_parse(name):
     study = load_study(f"examples/configs/{name}.yaml")
     for words in (study.stage1, study.stage2):
