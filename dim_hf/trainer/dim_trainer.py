@@ -166,11 +166,11 @@ class DimTrainer(TeacherStudentTrainer):
             self.objective.share_masses(self.model, self._window.first_pass)
         first, full = self._window.next()
         if not self._takes_two_passes:
-            loss = self._first_pass(model, first, full, "total")
+            loss = self._first_pass(model, first, "total")
         elif self.args.perturbation_scope == "local":
             loss = self._both_passes(model, first, full)
         else:
-            loss = self._first_pass(model, first, full, self.args.ascent_objective)
+            loss = self._first_pass(model, first, self.args.ascent_objective)
         if self._window.exhausted:
             self._finish_gradient(model)
         return loss
@@ -210,7 +210,7 @@ class DimTrainer(TeacherStudentTrainer):
         earlier = [parameter.grad for parameter in self.model.parameters()]
         self.model.zero_grad(set_to_none=True)
         with self.accelerator.no_sync(model):
-            loss = self._first_pass(model, first, full, self.args.ascent_objective)
+            loss = self._first_pass(model, first, self.args.ascent_objective)
         try:
             with self._perturbed_weights():
                 # Before the backward pass, since that sums over processes whatever lies there.
@@ -237,20 +237,12 @@ class DimTrainer(TeacherStudentTrainer):
             self.meters.update({"perturbation_norm": length})
             yield
 
-    def _first_pass(self, model: nn.Module, batch: MicroBatch, full: MicroBatch, objective: str) -> Tensor:
-        """Add the gradient at the unperturbed weights, and measure; returns the total loss, its share of the step.
-
-        Args:
-            model: the student, wrapped for its processes.
-            batch: what this pass sees of the micro-batch.
-            full: the whole micro-batch.
-            objective: whose gradient is added.
-        """
+    def _first_pass(self, model: nn.Module, batch: MicroBatch, objective: str) -> Tensor:
+        """Add the gradient at the unperturbed weights, and measure; returns the total loss, its share of the step."""
         logits, terms = self._backward(model, batch, objective)
         self.meters.update(terms.detached() | batch.inputs.measurements(logits[1]))
         self.collapse_alarm.observe(batch.inputs, logits[0])
-        seen = len(batch.inputs.labels) / len(full.inputs.labels)
-        self.objective.observe(logits, len(self._window.micro_batches), seen)
+        self.objective.observe(logits, len(self._window.micro_batches))
         return terms.total(*self._term_weights).detach() * self._window.share
 
     def _backward(

@@ -23,33 +23,33 @@ class MassMemory:
 
     Attributes:
         masses: (2, cells, classes), labeled and unlabeled, of all processes; None before the first step.
-        micro_batches: scalar, how many micro-batches' images the masses stand for.
+        images: scalar, how many labeled images the masses stand for, decayed alike.
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.masses: Tensor | None = None
-        self.micro_batches: Tensor | None = None
-        self._new: list[tuple[Tensor, float]] = []
+        self.images: Tensor | None = None
+        self._new: list[tuple[Tensor, int]] = []
 
-    def accumulate(self, masses: Tensor, share: float = 1.0) -> None:
+    def accumulate(self, masses: Tensor, images: int) -> None:
         """Note the masses of one micro-batch of this step.
 
         Args:
             masses: (2, cells, classes).
-            share: of the micro-batch's images that they are the masses of, in (0, 1].
+            images: how many labeled ones they are of.
         """
-        self._new.append((masses.detach(), share))
+        self._new.append((masses.detach(), images))
 
     def step(self, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
         """Take in what was noted, by all processes, and let it and the rest decay by one step."""
         if not self._new:
             return
         masses = sum_over_processes(torch.stack([masses for masses, _ in self._new]).sum(0))
-        count = sum_over_processes(masses.new_tensor(sum(share for _, share in self._new)))
+        count = sum_over_processes(masses.new_tensor(float(sum(images for _, images in self._new))))
         if self.masses is not None:
-            masses, count = masses + self.masses, count + self.micro_batches
-        self.masses, self.micro_batches = self.decay * masses, self.decay * count
+            masses, count = masses + self.masses, count + self.images
+        self.masses, self.images = self.decay * masses, self.decay * count
         self.discard()
 
     def discard(self) -> None:
@@ -59,7 +59,7 @@ class MassMemory:
     def save(self, folder: Path) -> None:
         """Write the masses into a checkpoint folder; nothing before the first step."""
         if self.masses is not None:
-            save_file({"masses": self.masses.cpu(), "micro_batches": self.micro_batches.cpu()}, folder / MEMORY_FILE)
+            save_file({"masses": self.masses.cpu(), "images": self.images.cpu()}, folder / MEMORY_FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Read what `save` wrote.
@@ -73,4 +73,4 @@ class MassMemory:
                 "divergence_estimator and divergence_memory=0"
             )
         saved = load_file(folder / MEMORY_FILE)
-        self.masses, self.micro_batches = saved["masses"].to(device), saved["micro_batches"].to(device)
+        self.masses, self.images = saved["masses"].to(device), saved["images"].to(device)

@@ -71,7 +71,12 @@ class ClosedFormDivergence:
         return torch.stack([regional_mass(side, self.grid_size) for side in logits])
 
     def value(
-        self, masses: Tensor, rest: Tensor | None = None, parts: int = 1, memory: MassMemory | None = None
+        self,
+        masses: Tensor,
+        rest: Tensor | None = None,
+        parts: int = 1,
+        memory: MassMemory | None = None,
+        images: int = 1,
     ) -> Tensor:
         """D of the whole step, with this micro-batch's part of the gradient.
 
@@ -83,12 +88,13 @@ class ClosedFormDivergence:
             rest: masses of all others at the same weights, or None where there is no other.
             parts: micro-batches times processes, by which the gradient will be divided later.
             memory: masses of earlier steps.
+            images: labeled images of this micro-batch.
         """
         others = [] if rest is None else [rest]
         factor = parts
         if memory is not None and memory.masses is not None:
             others.append(memory.masses)
-            factor = parts + memory.micro_batches
+            factor = parts + memory.images / images
         if others:
             own = masses.detach()
             masses = sum(others, own) + factor * (masses - own)
