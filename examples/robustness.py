@@ -205,7 +205,7 @@ def table(results: str) -> None:
     from dim_hf.trainer.study_table import format_variants, read_records
 
     with user_errors():
-        folders = sorted(folder for folder in Path(results).iterdir() if folder.is_dir())
+        folders = sorted({file.parent for file in Path(results).glob("*/*.json")})
         click.echo(format_variants({folder.name: read_records(folder) for folder in folders}))
 
 
