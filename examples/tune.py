@@ -102,16 +102,14 @@ class Tuner:
 
     def job(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Any:
         """The job of a start (the variant `stage1`), or of a variant that goes on from it."""
-        from dim_hf.trainer.job_arguments import config_words, field_words, job_with
+        from dim_hf.trainer.job_arguments import field_words, job_with
+        from dim_hf.trainer.study import stage_words
 
         stage = self.said[STAGE1 if variant == STAGE1 else "stage2"]
         places = {"labeled_domain": labeled, "output_dir": str(self.runs / labeled / start / variant)}
         if variant != STAGE1:
             places["model_name_or_path"] = str(self.runs / labeled / start / STAGE1)
-        words = config_words(self.configs / stage["config"]) if "config" in stage else []
-        given = {name: value for name, value in stage.items() if name != "config"}
-        for fields in (given, self.said["both"], changes, places):
-            words += field_words(fields)
+        words = [*stage_words(stage, self.said["both"], self.configs), *field_words(changes), *field_words(places)]
         return job_with([*words, "--save_strategy", "no", *self.overrides])
 
     def _train_and_score(self, job: Any) -> dict[str, Any]:
@@ -161,6 +159,7 @@ class Tuner:
 def format_tuning(records: list[dict[str, Any]]) -> str:
     """A line each start and variant: mean tuning Dice by labeled domain, their mean, and validation Dice."""
     from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES
+    from dim_hf.trainer.study_table import markdown_table
 
     domains = list(dict.fromkeys(record["labels"] for record in records))
     pairs = list(dict.fromkeys((record["start"], record["variant"]) for record in records))
@@ -173,8 +172,7 @@ def format_tuning(records: list[dict[str, Any]]) -> str:
         cells = ["–" if value is None else f"{value:.2f}" for value in (*dices, *checks)]
         lines.append((start, variant, *cells[: len(domains)], mean, *cells[len(domains) :]))
     header = ("start", "variant", *(f"labels: {d}" for d in domains), "mean", *(f"validation: {d}" for d in domains))
-    rows = [header, ("---",) * len(header), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(header, lines)
 
 
 @click.group()

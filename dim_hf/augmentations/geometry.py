@@ -173,12 +173,7 @@ class WeakView:
         if len(warped):
             index = warped.to(images.device)
             grid = _sampling_grid(draws, warped, images)
-            part = F.grid_sample(images.index_select(0, index), grid, "bilinear", self.padding, align_corners=False)
-            moved.index_copy_(0, index, part)
-            if masks is not None:
-                part = masks.index_select(0, index).unsqueeze(1).to(images.dtype)
-                part = F.grid_sample(part, grid, "nearest", self.padding, align_corners=False)
-                moved_masks.index_copy_(0, index, part[:, 0].to(masks.dtype))
+            resample_in_place(moved, moved_masks, index, grid, self.padding)
         for axis, flipped in enumerate(draws.flip.unbind(1)):
             index = flipped.nonzero()[:, 0].to(images.device)
             if len(index):
@@ -186,6 +181,24 @@ class WeakView:
                 if moved_masks is not None:
                     moved_masks.index_copy_(0, index, moved_masks.index_select(0, index).flip(axis + 1))
         return moved, moved_masks
+
+
+def resample_in_place(images: Tensor, masks: Tensor | None, index: Tensor, grid: Tensor, padding: str) -> None:
+    """Replace some samples by what a sampling grid looks up in them: images linearly, label maps by nearest neighbor.
+
+    Args:
+        images: (N, C, *S), changed.
+        masks: (N, *S), integers below 2^24, changed; or None.
+        index: (n,), which samples.
+        grid: (n, *S, d), places from -1 to 1, last axis first.
+        padding: what lies outside, as `grid_sample` names it.
+    """
+    part = F.grid_sample(images.index_select(0, index), grid, "bilinear", padding, align_corners=False)
+    images.index_copy_(0, index, part)
+    if masks is not None:
+        part = masks.index_select(0, index).unsqueeze(1).to(images.dtype)
+        part = F.grid_sample(part, grid, "nearest", padding, align_corners=False)
+        masks.index_copy_(0, index, part[:, 0].to(masks.dtype))
 
 
 def check_images(images: Tensor, masks: Tensor | None, count: int, spatial_dims: int) -> None:

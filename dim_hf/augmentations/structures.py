@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dim_hf.augmentations.geometry import check_images
+from dim_hf.augmentations.geometry import check_images, resample_in_place
 from dim_hf.augmentations.ranges import check_probability, check_range, column, within
 from dim_hf.augmentations.seeds import uniforms
 
@@ -126,12 +125,7 @@ class StructureWarp:
             factor = (draws.size[chosen] / size).clamp(*self.scale)
             rays = _Rays(outside, inside, chosen, draws.shift[chosen], size, (size * factor).clamp(max=_LARGEST_SIZE))
             grid = rays.sampling_grid(images)
-            index = chosen.to(images.device)
-            part = F.grid_sample(images.index_select(0, index), grid, "bilinear", "border", align_corners=False)
-            moved.index_copy_(0, index, part)
-            part = masks.index_select(0, index).unsqueeze(1).to(images.dtype)
-            part = F.grid_sample(part, grid, "nearest", "border", align_corners=False)
-            moved_masks.index_copy_(0, index, part[:, 0].to(masks.dtype))
+            resample_in_place(moved, moved_masks, chosen.to(images.device), grid, "border")
         return moved, moved_masks
 
 

@@ -94,13 +94,23 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise ValueError(f"{path} must have the keys {', '.join(sorted(needed))}, and may have {sorted(optional)}")
 
     def words(stage: Mapping[str, Any]) -> tuple[str, ...]:
-        fields = {name: value for name, value in {**stage, **said.get("both", {})}.items() if name != "config"}
-        config = config_words(path.parent / stage["config"]) if "config" in stage else []
-        return (*config, *field_words(fields), *overrides)
+        return (*stage_words(stage, said.get("both", {}), path.parent), *overrides)
 
     lists = {name: tuple(said[name]) for name in ("labeled_domains", "rows", "seeds")}
     strengths = tuple(sorted(map(float, said.get("share_adaptation", [0.0]))))
     return Study(path.stem, words(said["stage1"]), words(said["stage2"]), **lists, share_adaptation=strengths)
+
+
+def stage_words(stage: Mapping[str, Any], both: Mapping[str, Any], folder: Path) -> list[str]:
+    """The fields of one stage of a study as command-line words; a field said later counts.
+
+    Args:
+        stage: fields, and perhaps `config`, the file that they differ from.
+        both: fields of all stages.
+        folder: of that file.
+    """
+    fields = {name: value for name, value in {**stage, **both}.items() if name != "config"}
+    return [*(config_words(folder / stage["config"]) if "config" in stage else []), *field_words(fields)]
 
 
 @dataclass(frozen=True)

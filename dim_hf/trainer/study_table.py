@@ -154,10 +154,11 @@ def format_variants(studies: Mapping[str, Sequence[Record]], baseline: str = "su
     if not lines:
         raise ValueError("there is no study to make a table of")
     header = ["variant", "seeds", *rows, f"DiM minus {baseline}", "p", "labeled → test domain below"]
-    return _markdown(header, lines)
+    return markdown_table(header, lines)
 
 
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of cells that are texts already."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -199,7 +200,7 @@ def _by_labeled_domain(table: StudyTable) -> str:
         lines.append([row, *map(_spread, columns), f"**{_spread(table.values(row, value))}**"])
     names = [f"labels: {domain}" for domain in table.labeled_domains]
     title = "Dice × 100, mean of structures and of the test images of all domains:"
-    return f"{title}\n\n{_markdown(['row', *names, 'mean'], lines)}"
+    return f"{title}\n\n{markdown_table(['row', *names, 'mean'], lines)}"
 
 
 def _mean(values: Iterable[float | None]) -> float:
@@ -235,7 +236,7 @@ def _structures_by_labeled_domain(table: StudyTable, metric: str, title: str, fa
     unit = "× 100" if factor != 1 else "in pixels of the network's input"
     return (
         f"{title} {unit} by labeled domain, mean of the test images of all domains:\n\n"
-        f"{_markdown(['row', *names], lines)}"
+        f"{markdown_table(['row', *names], lines)}"
     )
 
 
@@ -259,7 +260,7 @@ def _by_structure(table: StudyTable) -> str:
         "By structure, on test images of the labeled domain and of the foreign ones, mean over labeled domains (HD95 "
         "in pixels of the network's input; only rows and seeds that are complete):"
     )
-    return f"{title}\n\n{_markdown(['row', *header], lines)}"
+    return f"{title}\n\n{markdown_table(['row', *header], lines)}"
 
 
 def _labeled_to_test(table: StudyTable, row: str) -> str:
@@ -272,7 +273,7 @@ def _labeled_to_test(table: StudyTable, row: str) -> str:
     columns = [(test, structure) for structure in table.structures for test in table.test_domains]
     lines = [[domain, *(_spread(values(domain, *column)) for column in columns)] for domain in table.labeled_domains]
     names = [f"{structure} at {test}" for test, structure in columns]
-    return f"Dice × 100 of **{row}** by test domain:\n\n{_markdown(['labels', *names], lines)}"
+    return f"Dice × 100 of **{row}** by test domain:\n\n{markdown_table(['labels', *names], lines)}"
 
 
 def compare_rows(table: StudyTable, row: str, other: str) -> tuple[PairedComparison, PairedComparison, list[str]]:
@@ -315,7 +316,7 @@ def _differences(table: StudyTable, other: str) -> str:
         "patients; then how many cells of labeled domain and seed are better, and which test domains are worse:"
     )
     header = ["row", "difference", "p", "patients better / worse", "cells better", "labeled → test domain below"]
-    return f"{title}\n\n{_markdown(header, lines)}"
+    return f"{title}\n\n{markdown_table(header, lines)}"
 
 
 def _difference(table: StudyTable, row: str, other: str) -> list[str]:
@@ -359,4 +360,4 @@ def _costs(table: StudyTable) -> str:
         cells = [f"{np.median(values):.2f}" if values else "–" for values in (seconds, memory)]
         lines.append([row, *cells, str(len(own))])
     title = "Cost of a step of the last stage, medians (memory of the GPU; not known on a CPU):"
-    return f"{title}\n\n{_markdown(['row', 's a step', 'peak GiB', 'runs'], lines)}"
+    return f"{title}\n\n{markdown_table(['row', 's a step', 'peak GiB', 'runs'], lines)}"
