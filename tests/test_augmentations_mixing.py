@@ -53,6 +53,25 @@ def test_unmix_undoes_cutmix(shape):
     assert torch.equal(tags_b.bool(), ~inside)
 
 
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(16, 8), (8, 24)])
+def test_unequal_streams_have_the_pairs_of_their_parts(labeled, unlabeled):
+    """A step of 8 pairs is the same cut into 4 micro-batches of 2."""
+    shape = (9, 7)
+    images, others = some_images(shape, labeled, seed=1), some_images(shape, unlabeled, seed=2)
+    boxes = draw_boxes(SEEDS, shape)
+    mixed = cutmix(images, others, boxes)
+    parts = [
+        cutmix(*stream, MixingBoxes(bounds, shape))
+        for *stream, bounds in zip(images.chunk(4), others.chunk(4), boxes.bounds.chunk(4), strict=True)
+    ]
+    for whole, cut in zip(mixed, zip(*parts, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(cut))
+    for whole, back in zip((images, others), unmix(*mixed, boxes), strict=True):
+        assert torch.equal(whole, back)
+    changed = [(whole != plain).flatten(1).any(1) for whole, plain in zip(mixed, (images, others), strict=True)]
+    assert [int(which.sum()) for which in changed] == [8, 8]
+
+
 def test_one_box_by_hand():
     boxes = MixingBoxes(torch.tensor([[[1, 3], [0, 2]], [[0, 0], [0, 0]]]), (4, 3))
     mixed, _ = cutmix(torch.zeros(2, 4, 3), torch.ones(2, 4, 3), boxes)
@@ -89,8 +108,9 @@ def test_boxes_of_extreme_ratios():
 @pytest.mark.parametrize(
     ("labeled", "unlabeled", "message"),
     [
-        ((8, 3, 6, 6), (4, 3, 6, 6), "cut the larger batch"),
-        ((4, 3, 6, 6), (4, 3, 6, 6), "8 boxes"),
+        ((8, 3, 6, 6), (12, 3, 6, 6), "do not make 8 pairs"),
+        ((4, 3, 6, 6), (4, 3, 6, 6), "do not make 8 pairs"),
+        ((8, 3, 6, 6), (8, 1, 6, 6), "one shape"),
         ((8, 3, 3, 3), (8, 3, 3, 3), "resize"),
         ((8, 3, 2, 6, 6), (8, 3, 2, 6, 6), "spatial axes"),
     ],

@@ -152,23 +152,24 @@ def test_scopes_agree_on_one_micro_batch(tmp_path):
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
-def test_ascent_on_a_part_of_the_batch(tmp_path, scope):
-    """The perturbation comes from the first half of each stream, the update from all images."""
+@pytest.mark.parametrize(("count", "taken", "labeled"), [(3, 2, 2), (6, 2, 4)])
+def test_ascent_on_a_part_of_the_batch(tmp_path, scope, count, taken, labeled):
+    """The perturbation comes from the first half of each stream, in whole pairs, the update from all images."""
     model = tiny_model().double()
     weights = [p.detach().clone() for p in model.parameters()]
     gradient = gradient_function(model)
     settings = PLAIN_SGD | {"ascent_fraction": 0.5, "perturbation_scope": scope, "cutmix_probability": 1.0}
-    sizes = {"labeled_batch_size": 3, "unlabeled_batch_size": 3}
+    sizes = {"labeled_batch_size": count, "unlabeled_batch_size": 3}
     trainer = tiny_trainer(tmp_path, model, trainer_class=Recording, **settings, **sizes)
     trainer.train()
     for (inputs,) in trainer.windows:
         images = inputs.pixel_values
         part = StepInputs(  # two of three: half, rounded up
-            torch.cat([images[:2], images[3:5]]),
-            inputs.labels[:2],
-            inputs.pseudo_labels[:2],
-            inputs.pseudo_label_mask[:2],
-            MixingBoxes(inputs.boxes.bounds[:2], inputs.boxes.spatial_shape),
+            torch.cat([images[:labeled], images[count : count + taken]]),
+            inputs.labels[:labeled],
+            inputs.pseudo_labels[:taken],
+            inputs.pseudo_label_mask[:taken],
+            MixingBoxes(inputs.boxes.bounds[:taken], inputs.boxes.spatial_shape),
         )
         descent = gradient(by_hand.ascend(weights, gradient(weights, part), 0.3, False), inputs)
         weights = [w - 0.05 * g for w, g in zip(weights, descent, strict=True)]

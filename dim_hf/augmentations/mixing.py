@@ -69,14 +69,16 @@ def draw_boxes(
 
 
 def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tensor, Tensor]:
-    """Pastes each pair's box in both directions (BCP, arXiv 2305.00673): pair i is labeled i with unlabeled i.
+    """Pastes each pair's box in both directions (BCP, arXiv 2305.00673).
 
-    Images, label maps, pseudo-labels and confidence masks are all mixed by the same call with the same boxes.
+    Pair i of P is labeled image i N/P with unlabeled image i M/P: image i with image i where there are equally many.
+    Of the larger of two streams the images between come back as they are, so that a batch cut into whole parts has the
+    same pairs. Images, label maps, pseudo-labels and confidence masks are all mixed by the same call.
 
     Args:
-        labeled: (N, *S) or (N, C, *S).
-        unlabeled: The same shape: two streams of unequal batch size cannot be paired; cut or repeat one first.
-        boxes: The boxes of these N pairs.
+        labeled: (N, *S) or (N, C, *S), N a multiple of P.
+        unlabeled: (M, *S) or (M, C, *S), M a multiple of P, otherwise alike.
+        boxes: The boxes of these P pairs.
 
     Returns:
         The labeled images with the unlabeled ones' boxes in them, and the unlabeled with the labeled ones'.
@@ -84,16 +86,17 @@ def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tens
     Raises:
         ValueError: If the shapes differ from each other or from what the boxes were drawn for.
     """
-    if labeled.shape != unlabeled.shape:
+    pairs = len(boxes.bounds)
+    if labeled.shape[1:] != unlabeled.shape[1:] or len(labeled) % pairs or len(unlabeled) % pairs:
         raise ValueError(
-            f"labeled {tuple(labeled.shape)} and unlabeled {tuple(unlabeled.shape)} must have one shape: image i is "
-            "mixed with image i; cut the larger batch or repeat the smaller one"
+            f"labeled {tuple(labeled.shape)} and unlabeled {tuple(unlabeled.shape)} do not make {pairs} pairs: they "
+            "must have one shape, but for numbers of images that are multiples of it"
         )
     spatial_dims = len(boxes.spatial_shape)
-    if labeled.ndim not in (spatial_dims + 1, spatial_dims + 2) or len(labeled) != len(boxes.bounds):
+    if labeled.ndim not in (spatial_dims + 1, spatial_dims + 2):
         raise ValueError(
-            f"tensors of shape {tuple(labeled.shape)} do not fit {len(boxes.bounds)} boxes with {spatial_dims} "
-            "spatial axes; expected (N, *S) or (N, C, *S)"
+            f"tensors of shape {tuple(labeled.shape)} do not fit boxes with {spatial_dims} spatial axes; expected "
+            "(N, *S) or (N, C, *S)"
         )
     if tuple(labeled.shape[-spatial_dims:]) != boxes.spatial_shape:
         raise ValueError(
@@ -103,7 +106,18 @@ def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tens
     inside = boxes.inside(labeled.device)
     if labeled.ndim == spatial_dims + 2:
         inside = inside.unsqueeze(1)
-    return torch.where(inside, unlabeled, labeled), torch.where(inside, labeled, unlabeled)
+    return _pasted(labeled, unlabeled, inside), _pasted(unlabeled, labeled, inside)
+
+
+def _pasted(images: Tensor, others: Tensor, inside: Tensor) -> Tensor:
+    """`images` with the boxes of their partners among `others`."""
+    own, other = len(images) // len(inside), len(others) // len(inside)
+    mixed = torch.where(inside, others[::other], images[::own])
+    if own == 1:
+        return mixed
+    whole = images.clone()
+    whole[::own] = mixed
+    return whole
 
 
 def unmix(logits_a: Tensor, logits_b: Tensor, boxes: MixingBoxes) -> tuple[Tensor, Tensor]:
@@ -115,7 +129,7 @@ def unmix(logits_a: Tensor, logits_b: Tensor, boxes: MixingBoxes) -> tuple[Tenso
         boxes: The boxes that they were mixed with.
 
     Returns:
-        The output at the labeled images' pixels and that at the unlabeled images' pixels.
+        The output at the labeled images' pixels, (N, K, *S), and that at the unlabeled images' pixels, (M, K, *S).
 
     Raises:
         ValueError: As `cutmix`.

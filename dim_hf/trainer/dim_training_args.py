@@ -256,9 +256,10 @@ class DimTrainingArguments(TrainingArguments):
         if self.rho > 0 and self.ascent_objective == "divergence" and self.divergence_weight == 0:
             raise ValueError('ascent_objective="divergence" needs divergence_weight > 0 (or set rho to 0)')
         mixes = self.cutmix_probability > 0 or self.amplitude_mixing_probability > 0
-        if mixes and self.uses_unlabeled_images and self.labeled_batch_size != self.unlabeled_batch_size:
+        sizes = sorted((self.labeled_batch_size, self.unlabeled_batch_size))
+        if mixes and self.uses_unlabeled_images and sizes[1] % sizes[0]:
             raise ValueError(
                 f"mixing pairs labeled with unlabeled images, but labeled_batch_size is {self.labeled_batch_size} and "
-                f"unlabeled_batch_size {self.unlabeled_batch_size}: make them equal, or set cutmix_probability and "
-                "amplitude_mixing_probability to 0"
+                f"unlabeled_batch_size {self.unlabeled_batch_size}: make one a multiple of the other, or set "
+                "cutmix_probability and amplitude_mixing_probability to 0"
             )

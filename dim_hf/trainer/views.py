@@ -58,22 +58,28 @@ class StepInputs:
         return unmix(labeled, unlabeled, self.boxes)
 
     def part(self, fraction: float) -> "StepInputs":
-        """The first images of each stream, at least one.
+        """The first images of each stream, at least one; of mixed images whole pairs.
 
         Args:
-            fraction: in (0, 1], rounded up to whole images.
+            fraction: in (0, 1], rounded up to whole images or pairs.
         """
         count = len(self.labels)
-        labeled = slice(0, math.ceil(fraction * count))
         if self.pseudo_labels is None:
+            labeled = slice(0, math.ceil(fraction * count))
             return replace(self, pixel_values=self.pixel_values[labeled], labels=self.labels[labeled])
-        unlabeled = slice(0, math.ceil(fraction * len(self.pseudo_labels)))
+        bounds = self.boxes.bounds if self.boxes else None
+
+        def first(images: int) -> slice:
+            pairs = images if bounds is None else len(bounds)
+            return slice(0, math.ceil(fraction * pairs) * (images // pairs))
+
+        labeled, unlabeled = first(count), first(len(self.pseudo_labels))
         return StepInputs(
             torch.cat([self.pixel_values[:count][labeled], self.pixel_values[count:][unlabeled]]),
             self.labels[labeled],
             self.pseudo_labels[unlabeled],
             self.pseudo_label_mask[unlabeled],
-            self.boxes and MixingBoxes(self.boxes.bounds[labeled], self.boxes.spatial_shape),
+            self.boxes and MixingBoxes(bounds[first(len(bounds))], self.boxes.spatial_shape),
             self.unlabeled_indices[unlabeled],
         )
 
@@ -171,7 +177,8 @@ class ViewMaker:
         unlabeled = self._strong_view(unlabeled, unlabeled_seeds)
         boxes = None
         if self.cutmix_probability > 0:
-            boxes = draw_boxes(unlabeled_seeds, images.shape[2:], probability=self.cutmix_probability)
+            pairs = unlabeled_seeds[:: max(1, len(unlabeled) // len(images))]
+            boxes = draw_boxes(pairs, images.shape[2:], probability=self.cutmix_probability)
             images, unlabeled = cutmix(images, unlabeled, boxes)
         pixel_values = self.arrange(torch.cat([images, unlabeled]))
         return StepInputs(pixel_values, labels, pseudo_labels, kept, boxes, batch["unlabeled_indices"])
@@ -203,4 +210,5 @@ class ViewMaker:
     def _mix_amplitudes(self, images: Tensor, others: Tensor, seeds: list[int]) -> Tensor:
         if self.amplitude.probability == 0:
             return images
-        return self.amplitude.apply(images, others[: len(images)], self.amplitude.draw(seeds))
+        partners = torch.arange(len(images), device=others.device) * len(others) // len(images)
+        return self.amplitude.apply(images, others[partners], self.amplitude.draw(seeds))
