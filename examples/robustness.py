@@ -121,8 +121,19 @@ def with_irrelevant(columns: Columns, pictures: Sequence[Path], num_held: int) -
     return {name: [*values, *added.get(name, [None] * count)] for name, values in columns.items()}
 
 
+def halved(batch_size: int, count: int) -> int:
+    """The batch size, halved until there are as many labels.
+
+    >>> halved(8, 5)
+    4
+    """
+    while batch_size > count:
+        batch_size //= 2
+    return batch_size
+
+
 def variants(
-    columns: Columns, labeled: str, num_held: int, batch_sizes: tuple[int, int], pictures: Sequence[Path]
+    columns: Columns, labeled: str, num_held: int, batch_size: int, pictures: Sequence[Path]
 ) -> dict[str, tuple[dict, dict]]:
     """Name → columns of the data set, fields of the job that differ.
 
@@ -130,13 +141,14 @@ def variants(
         columns: of the manifest.
         labeled: domain of the labels.
         num_held: its training images that are labeled or for validation.
-        batch_sizes: labeled images a step in either stage; with fewer labels, both take the second number.
+        batch_size: labeled images a step, the larger number of both stages; with fewer labels, both stages take the
+            largest half, quarter, ... of it that there are labels for, which can still be paired with unlabeled images.
         pictures: of something else; without any, that variant is left out.
     """
     foreign = next(domain for domain in columns["domain"] if domain != labeled)
     found = {}
     for count in (5, 10, 20, 40):
-        small = {"labeled_batch_size": batch_sizes[1]} if count < batch_sizes[0] else {}
+        small = {"labeled_batch_size": halved(batch_size, count)} if count < batch_size else {}
         found[f"labels-{count:02d}"] = dict(columns), {"num_labeled": count, **small}
     found["labels-of-all-domains"] = without_shift(columns), {}
     found[f"unlabeled-{foreign}-only"] = one_foreign(columns, labeled, foreign), {}
@@ -180,8 +192,8 @@ def run(
             raise ValueError(f"{study} must name one of labeled_domains, not {len(plain.labeled_domains)}")
         first, second = job_with(plain.stage1), job_with(plain.stage2)
         held = first.data.num_labeled + first.data.num_validation
-        sizes = first.training.labeled_batch_size, second.training.labeled_batch_size
-        found = variants(columns_of(source.rows), plain.labeled_domains[0], held, sizes, pictures_in(irrelevant))
+        size = max(first.training.labeled_batch_size, second.training.labeled_batch_size)
+        found = variants(columns_of(source.rows), plain.labeled_domains[0], held, size, pictures_in(irrelevant))
         if "a-fifth-irrelevant" in only and not irrelevant:
             raise ValueError("the variant a-fifth-irrelevant needs --irrelevant, a folder of other pictures")
         if unknown := set(only) - set(found):

@@ -89,6 +89,12 @@ def test_the_command_runs_variants_and_makes_a_table(tmp_path):
     assert any(line.startswith("| labels-of-all-domains | 0 |") for line in lines)
 
 
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (5, 4), (7, 4), (8, 8), (20, 8)])
+def test_with_few_labels_a_step_has_a_half_or_quarter_of_the_images(count, expected):
+    """So that it can still be paired with a step's unlabeled images."""
+    assert EXAMPLE["halved"](8, count) == expected
+
+
 def words_without(words, option):
     index = words.index(option)
     return [*map(str, [*words[:index], *words[index + 2 :]])]
