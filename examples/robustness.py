@@ -142,7 +142,7 @@ def variants(
         labeled: domain of the labels.
         num_held: its training images that are labeled or for validation.
         batch_size: labeled images a step, the larger number of both stages; with fewer labels, both stages take the
-            largest half, quarter, ... of it that there are labels for, which can still be paired with unlabeled images.
+            largest half, quarter, ... of it that there are labels for, which can be paired with unlabeled images.
         pictures: of something else; without any, that variant is left out.
     """
     foreign = next(domain for domain in columns["domain"] if domain != labeled)

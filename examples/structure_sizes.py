@@ -2,10 +2,10 @@
 
 python examples/structure_sizes.py runs/dim data/fundus --split train
 
-For each domain: how large a network draws the inner of two nested structures, compared with the labels, and whether its
-answer follows when the structure's size is changed in the image. A network with a habit of sizes answers a change with
-too small a change; one that follows, yet draws another size than the labels, sees a border where other annotators, on
-other patients, would draw none.
+For each domain: how large a network draws the inner of two nested structures, compared with the labels, and whether
+its answer follows when the structure's size is changed in the image. A network with a habit of sizes answers a change
+with too small a change; one that follows, yet draws another size than the labels, sees a border where other
+annotators, on other patients, would draw none.
 """
 
 from collections.abc import Callable, Sequence
