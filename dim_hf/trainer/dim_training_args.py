@@ -126,9 +126,16 @@ class DimTrainingArguments(TrainingArguments):
     teacher_statistics: str = _choice(
         "running",
         TEACHER_STATISTICS,
-        "What the teacher normalises by while it makes pseudo-labels: its running statistics or the batch's.",
+        "What the teacher normalises by while it makes pseudo-labels: its running statistics, which are those of strong "
+        "views, or the batch's, those of the weak views that it sees. In a network with batch normalisation the latter "
+        "found inner structures better at foreign sites; it needs some images a step and process, and `balance_domains` "
+        "where sites differ in size.",
     )
-    confidence_threshold: float = _number(0.95, "τ in [0, 1]: pseudo-labels are kept where max p ≥ τ.")
+    confidence_threshold: float = _number(
+        0.95,
+        "τ in [0, 1]: pseudo-labels are kept where max p ≥ τ. What is left out is mostly the border of the structure "
+        "that is hardest to see, which then shrinks; 0 keeps all, for a teacher that is good from the start.",
+    )
     share_adaptation: float = _number(
         0.0,
         "Strength in [0, 1] of the correction of pseudo-labels to each image's own shares of the foreground classes, "
