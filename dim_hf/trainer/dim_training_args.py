@@ -126,10 +126,10 @@ class DimTrainingArguments(TrainingArguments):
     teacher_statistics: str = _choice(
         "running",
         TEACHER_STATISTICS,
-        "What the teacher normalises by while it makes pseudo-labels: its running statistics, which are those of strong "
-        "views, or the batch's, those of the weak views that it sees. In a network with batch normalisation the latter "
-        "found inner structures better at foreign sites; it needs some images a step and process, and `balance_domains` "
-        "where sites differ in size.",
+        "What the teacher normalises by while it makes pseudo-labels: its running statistics, those of strong views, "
+        "or the batch's, those of the weak views that it sees. With batch normalisation the latter found inner "
+        "structures better at foreign sites; it needs some images a step and process, and `balance_domains` where "
+        "sites differ in size.",
     )
     confidence_threshold: float = _number(
         0.95,
