@@ -121,19 +121,18 @@ def with_irrelevant(columns: Columns, pictures: Sequence[Path], num_held: int) -
     return {name: [*values, *added.get(name, [None] * count)] for name, values in columns.items()}
 
 
-def halved(batch_size: int, count: int) -> int:
-    """The batch size, halved until there are as many labels.
+def paired_size(labeled: int, unlabeled: int, count: int) -> int:
+    """Labeled images a step for `count` labels: the most, up to `labeled`, that can be paired with the unlabeled ones.
 
-    >>> halved(8, 5)
+    >>> paired_size(8, 8, count=5)
     4
     """
-    while batch_size > count:
-        batch_size //= 2
-    return batch_size
+    sizes = range(min(labeled, count), 0, -1)
+    return next(size for size in sizes if max(size, unlabeled) % min(size, unlabeled) == 0)
 
 
 def variants(
-    columns: Columns, labeled: str, num_held: int, batch_size: int, pictures: Sequence[Path]
+    columns: Columns, labeled: str, num_held: int, batch_sizes: tuple[int, int, int], pictures: Sequence[Path]
 ) -> dict[str, tuple[dict, dict]]:
     """Name → columns of the data set, fields of the job that differ.
 
@@ -141,14 +140,15 @@ def variants(
         columns: of the manifest.
         labeled: domain of the labels.
         num_held: its training images that are labeled or for validation.
-        batch_size: labeled images a step, the larger number of both stages; with fewer labels, both stages take the
-            largest half, quarter, ... of it that there are labels for, which can be paired with unlabeled images.
+        batch_sizes: images a step: labeled in stage 1, labeled and unlabeled in stage 2. With fewer labels than
+            either, both stages take what stage 2 can do with them.
         pictures: of something else; without any, that variant is left out.
     """
     foreign = next(domain for domain in columns["domain"] if domain != labeled)
     found = {}
     for count in (5, 10, 20, 40):
-        small = {"labeled_batch_size": halved(batch_size, count)} if count < batch_size else {}
+        few = count < max(batch_sizes[:2])
+        small = {"labeled_batch_size": paired_size(*batch_sizes[1:], count)} if few else {}
         found[f"labels-{count:02d}"] = dict(columns), {"num_labeled": count, **small}
     found["labels-of-all-domains"] = without_shift(columns), {}
     found[f"unlabeled-{foreign}-only"] = one_foreign(columns, labeled, foreign), {}
@@ -192,8 +192,9 @@ def run(
             raise ValueError(f"{study} must name one of labeled_domains, not {len(plain.labeled_domains)}")
         first, second = job_with(plain.stage1), job_with(plain.stage2)
         held = first.data.num_labeled + first.data.num_validation
-        size = max(first.training.labeled_batch_size, second.training.labeled_batch_size)
-        found = variants(columns_of(source.rows), plain.labeled_domains[0], held, size, pictures_in(irrelevant))
+        stage2 = second.training.labeled_batch_size, second.training.unlabeled_batch_size
+        sizes = (first.training.labeled_batch_size, *stage2)
+        found = variants(columns_of(source.rows), plain.labeled_domains[0], held, sizes, pictures_in(irrelevant))
         if "a-fifth-irrelevant" in only and not irrelevant:
             raise ValueError("the variant a-fifth-irrelevant needs --irrelevant, a folder of other pictures")
         if unknown := set(only) - set(found):

@@ -8,7 +8,8 @@ with too small a change; one that follows, yet draws another size than the label
 annotators, on other patients, would draw none.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,10 @@ from torch import Tensor
 from dim_hf.cli.errors import user_errors
 
 FACTORS = (0.8, 1.25)
+HEADER = ("domain", "images", "drawn", "radius", "label", "area / label", "correlation")
 _BATCH = 8
+
+Nested = tuple[Sequence[int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -30,100 +34,132 @@ class Sizes:
     outer: Tensor
 
     @classmethod
-    def of(cls, labels: Tensor, outer: Sequence[int], inner: Sequence[int]) -> "Sizes":
-        """Count the pixels of (N, *S) class ids."""
-        counts = [
-            torch.isin(labels, torch.tensor(list(classes))).flatten(1).sum(1).double() for classes in (inner, outer)
-        ]
-        return cls(*counts)
+    def of(cls, labels: Tensor, nested: Nested) -> "Sizes":
+        """Count the pixels of (N, *S) class ids; `nested` has those of the outer and of the inner structure."""
+        outer, inner = (torch.isin(labels, torch.tensor(list(classes))).flatten(1).sum(1) for classes in nested)
+        return cls(inner.double(), outer.double())
 
     def radii(self, spatial_dims: int) -> Tensor:
         """(N,), radius of the inner structure in radii of the outer one, by their numbers of pixels."""
         return (self.inner / self.outer) ** (1.0 / spatial_dims)
 
 
-def size_row(found: Sizes, true: Sizes, spatial_dims: int) -> dict[str, float]:
-    """How drawn sizes compare with the labels', over the images that have the structure in both.
+def size_cells(found: Sizes, true: Sizes, spatial_dims: int) -> list[float]:
+    """How drawn sizes compare with the labels'.
 
     Returns:
-        `radius` drawn and `label`, means in radii of the outer structure; `area`, sum of drawn by sum of labeled
-        pixels; `correlation` of the pixels.
+        Images whose label has the inner structure; of these, those in which it was drawn; and over the latter: mean
+        drawn and mean labeled radius in radii of the outer structure, drawn by labeled pixels, and the correlation of
+        the pixels (NaN below three images).
     """
-    both = (found.inner > 0) & (true.inner > 0) & (found.outer > 0)
-    drawn, labeled = found.inner[both], true.inner[both]
-    return {
-        "radius": found.radii(spatial_dims)[both].mean().item(),
-        "label": true.radii(spatial_dims)[both].mean().item(),
-        "area": (drawn.sum() / labeled.sum()).item(),
-        "correlation": torch.corrcoef(torch.stack([drawn, labeled]))[0, 1].item(),
-    }
+    labeled = true.inner > 0
+    both = labeled & (found.inner > 0) & (found.outer > 0)
+    drawn, wanted = found.inner[both], true.inner[both]
+    enough = len(drawn) > 2
+    return [
+        int(labeled.sum()),
+        int(both.sum()),
+        found.radii(spatial_dims)[both].mean().item(),
+        true.radii(spatial_dims)[both].mean().item(),
+        (drawn.sum() / wanted.sum()).item(),
+        torch.corrcoef(torch.stack([drawn, wanted]))[0, 1].item() if enough else math.nan,
+    ]
 
 
 def response(
-    predict: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    factor: float,
-    nested: tuple[Sequence[int], Sequence[int]],
-) -> tuple[float, float]:
+    predict: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, factor: float, nested: Nested
+) -> tuple[float, float, int]:
     """How much the radius of the inner structure changed in the image, and how much in the answer.
+
+    Images are left out whose structure is too small to be measured or too large to be changed, and those in which it
+    is not drawn before or after the change.
 
     Args:
         predict: images (N, C, *S) → class ids (N, *S).
         images: (N, C, *S).
         labels: (N, *S), class ids, by which the structure is resized.
-        factor: of the radius, wanted; images in which the structure would outgrow the outer one are left out.
+        factor: of the radius, wanted.
         nested: class ids of the outer and of the inner structure.
 
     Returns:
-        Geometric means of the factors of label and of answer over the images; NaN without any.
+        Geometric means of the factors of label and of answer over the images, NaN without any; how many they were.
     """
     from dim_hf.augmentations.structures import MINIMUM_PIXELS, StructureDraws, StructureWarp
 
     dims = labels.dim() - 1
-    plain, before = Sizes.of(labels, *nested), Sizes.of(predict(images), *nested)
-    wanted = plain.radii(dims) * factor
-    chosen = (plain.inner >= MINIMUM_PIXELS) & (before.inner >= MINIMUM_PIXELS) & (wanted < 0.9)
-    draws = StructureDraws(chosen, wanted.nan_to_num(), torch.zeros(len(labels), dims, dtype=torch.float64))
-    warped, moved = StructureWarp(size=(0.05, 0.92), probability=1.0).apply(images, labels, draws, *nested)
-    after = Sizes.of(predict(warped), *nested)
-    chosen &= after.inner > 0
+    warp = StructureWarp(size=(0.05, 0.92), probability=1.0)
+    plain, before = Sizes.of(labels, nested), Sizes.of(predict(images), nested)
+    radii = plain.radii(dims).nan_to_num()
+    chosen = (plain.inner >= MINIMUM_PIXELS) & (radii < warp.size[1]) & (radii * factor < warp.size[1])
+    draws = StructureDraws(chosen, radii * factor, torch.zeros(len(labels), dims, dtype=torch.float64))
+    warped, moved = warp.apply(images, labels, draws, *nested)
+    after = Sizes.of(predict(warped), nested)
+    chosen &= (before.inner >= MINIMUM_PIXELS) & (after.inner > 0)
     changes = [
         new.radii(dims)[chosen].log() - old.radii(dims)[chosen].log()
-        for old, new in ((plain, Sizes.of(moved, *nested)), (before, after))
+        for old, new in ((plain, Sizes.of(moved, nested)), (before, after))
     ]
-    return tuple(change.mean().exp().item() for change in changes)
+    return changes[0].mean().exp().item(), changes[1].mean().exp().item(), int(chosen.sum())
 
 
-def domain_rows(network: Any, datasets: dict[str, Any], nested: tuple) -> list[tuple[str, ...]]:
-    """A line of the table for each domain."""
+def domain_cells(network: Any, images: Tensor, labels: Tensor, nested: Nested) -> list[str]:
+    """A domain's cells of the table.
+
+    Args:
+        network: gives `logits` (N, K, *S'), at the images' resolution or a lower one.
+        images: (N, C, *S).
+        labels: (N, *S), class ids.
+        nested: class ids of the outer and of the inner structure.
+    """
+    from dim_hf.losses import resize_logits
 
     @torch.no_grad()
     def predict(images: Tensor) -> Tensor:
-        logits = [network(pixel_values=part).logits for part in images.split(_BATCH)]
-        return torch.cat([part.argmax(1) for part in logits])
+        parts = images.split(_BATCH)
+        return torch.cat([resize_logits(network(pixel_values=p).logits, p.shape[2:]).argmax(1) for p in parts])
 
-    lines = []
-    for domain, samples in datasets.items():
-        images = torch.stack([sample["pixel_values"] for sample in samples])
-        labels = torch.stack([sample["labels"] for sample in samples]).long()
-        sizes = size_row(Sizes.of(predict(images), *nested), Sizes.of(labels, *nested), labels.dim() - 1)
-        changes = [response(predict, images, labels, factor, nested) for factor in FACTORS]
-        answers = [f"{seen:.2f} → {said:.2f}" for seen, said in changes]
-        lines.append((domain, str(len(labels)), *(f"{value:.2f}" for value in sizes.values()), *answers))
-    return lines
+    sizes = size_cells(Sizes.of(predict(images), nested), Sizes.of(labels, nested), labels.dim() - 1)
+    cells = [str(count) for count in sizes[:2]] + ["–" if math.isnan(value) else f"{value:.2f}" for value in sizes[2:]]
+    for factor in FACTORS:
+        seen, answered, count = response(predict, images, labels, factor, nested)
+        cells.append(f"{seen:.2f} → {answered:.2f} ({count})" if count else "–")
+    return cells
+
+
+def samples_by_domain(rows: Any, processor: Any, limit: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Images (N, C, *S) and label maps (N, *S) of each domain, from its first labeled rows.
+
+    Raises:
+        ValueError: without any labeled row, or for images of different sizes.
+    """
+    from dim_hf.data.datasets import SegmentationDataset
+    from dim_hf.data.rows import is_present
+
+    places: dict[str, list[int]] = {}
+    for index, (domain, labeled) in enumerate(zip(rows["domain"], is_present(rows, "label"), strict=True)):
+        if labeled and len(places.setdefault(domain, [])) < limit:
+            places[domain].append(index)
+    if not any(places.values()):
+        raise ValueError(f"none of the {len(rows)} images has a mask: sizes can be compared with labels alone")
+    for domain, found in places.items():
+        samples = list(SegmentationDataset(rows.select(found), processor))
+        shapes = sorted({tuple(sample["labels"].shape) for sample in samples})
+        if len(shapes) > 1:
+            raise ValueError(f"images of {shapes[0]} and of {shapes[1]} pixels in {domain}: give the processor a size")
+        images, labels = (torch.stack([sample[name] for sample in samples]) for name in ("pixel_values", "labels"))
+        yield domain, images, labels.long()
 
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False))
 @click.argument("dataset")
-@click.option("--split", default="train", show_default=True, help="Rows of this split; all where there is no split.")
+@click.option("--split", default="train", show_default=True, help="train, test, or all.")
 @click.option("--images", default=48, show_default=True, type=click.IntRange(2), help="At most so many of a domain.")
 def main(run: str, dataset: str, split: str, images: int) -> None:
     """Print the Markdown table of the network in RUN on the labeled images of DATASET."""
     from dim_hf.augmentations.structures import nested_pair
-    from dim_hf.data.datasets import SegmentationDataset
-    from dim_hf.data.sources import load_source
+    from dim_hf.evaluation.loading import load_source_for
+    from dim_hf.evaluation.runs import read_run, rows_to_score
     from dim_hf.inference.loading import load_network
     from dim_hf.metrics.trainer_metrics import class_structures
     from dim_hf.trainer.study_table import markdown_table
@@ -133,18 +169,13 @@ def main(run: str, dataset: str, split: str, images: int) -> None:
         nested = nested_pair(class_structures(network.config))
         if nested is None:
             raise ValueError(f"{run} has no structure within another, as a cup in a disc: its config.json names none")
-        rows = load_source(dataset).rows
-        places: dict[str, list[int]] = {}
-        splits = rows["split"] if "split" in rows.column_names else [split] * len(rows)
-        for index, (domain, own) in enumerate(zip(rows["domain"], splits, strict=True)):
-            if own == split and len(places.setdefault(domain, [])) < images:
-                places[domain].append(index)
-        if not places:
-            raise ValueError(f"{dataset} has no row of split {split!r}; found {sorted(set(splits))}")
-        datasets = {domain: SegmentationDataset(rows.select(found), processor) for domain, found in places.items()}
-        changed = (f"answer to × {factor}" for factor in FACTORS)
-        header = ("domain", "images", "radius drawn", "label", "area drawn / label", "correlation", *changed)
-        click.echo(markdown_table(header, domain_rows(network.eval(), datasets, nested)))
+        facts = read_run(run)
+        rows = rows_to_score(load_source_for(network, dataset, facts).rows, split, facts)
+        lines = [
+            (domain, *domain_cells(network, pixels, labels, nested))
+            for domain, pixels, labels in samples_by_domain(rows, processor, images)
+        ]
+        click.echo(markdown_table((*HEADER, *(f"× {factor} → answer (images)" for factor in FACTORS)), lines))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from dim_hf.trainer.preflight import run_dry
 from tests.tiny import TinyImages, tiny_model, tiny_trainer
 
 
-def build(folder, *, dtype="float64", norm="instance", num_labels=2, cut=1, labeled=4, **arguments):
-    """A trainer whose step of `labeled` + 4 images is cut into `cut` micro-batches on each process."""
+def build(folder, *, dtype="float64", norm="instance", num_labels=2, cut=1, sizes=(4, 4), **arguments):
+    """A trainer whose step of labeled and unlabeled images is cut into `cut` micro-batches on each process."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     settings = {
-        "labeled_batch_size": labeled // cut // processes,
-        "unlabeled_batch_size": 4 // cut // processes,
+        "labeled_batch_size": sizes[0] // cut // processes,
+        "unlabeled_batch_size": sizes[1] // cut // processes,
         "gradient_accumulation_steps": cut,
         "divergence_grid_size": 2,
         "rho": 0.1,

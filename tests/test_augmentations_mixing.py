@@ -110,6 +110,8 @@ def test_boxes_of_extreme_ratios():
     [
         ((8, 3, 6, 6), (12, 3, 6, 6), "do not make 8 pairs"),
         ((4, 3, 6, 6), (4, 3, 6, 6), "do not make 8 pairs"),
+        ((16, 3, 6, 6), (16, 3, 6, 6), "a box for each"),
+        ((0, 3, 6, 6), (8, 3, 6, 6), "do not make 8 pairs"),
         ((8, 3, 6, 6), (8, 1, 6, 6), "one shape"),
         ((8, 3, 3, 3), (8, 3, 3, 3), "resize"),
         ((8, 3, 2, 6, 6), (8, 3, 2, 6, 6), "spatial axes"),
@@ -118,6 +120,11 @@ def test_boxes_of_extreme_ratios():
 def test_shapes_that_cannot_be_mixed(labeled, unlabeled, message):
     with pytest.raises(ValueError, match=message):
         cutmix(torch.zeros(labeled), torch.zeros(unlabeled), draw_boxes(SEEDS, (6, 6)))
+
+
+def test_no_pairs_at_all():
+    with pytest.raises(ValueError, match="do not make 0 pairs"):
+        cutmix(torch.zeros(0, 6, 6), torch.zeros(0, 6, 6), draw_boxes([], (6, 6)))
 
 
 def test_boxes_of_bad_settings():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.run_in_process import run_all
 
-# 20 steps of 4 labeled (8 where unequal) and 4 unlabeled images, mixed by boxes, clipped, with momentum and schedule.
+# 20 steps of 4 labeled and 4 unlabeled images (8 of one where unequal), mixed, clipped, with momentum and a schedule.
 SETTINGS = {
     "regional": {"divergence_estimator": "regional", "f_divergence": "kl"},
     "marginal": {"divergence_estimator": "marginal", "norm": "group", "ascent_objective": "divergence"},
@@ -21,7 +21,8 @@ SETTINGS = {
     "no divergence": {"divergence_weight": 0.0, "adaptive": True, "norm": "group", "sam_every": 2},
     "supervised": {"divergence_weight": 0.0, "consistency_weight": 0.0},
     "float32": {"divergence_estimator": "regional", "dtype": "float32", "rho": 0.02, "learning_rate": 0.02},
-    "unequal": {"labeled": 8},
+    "more labeled": {"sizes": (8, 4)},
+    "more unlabeled": {"sizes": (4, 8)},
     "AdamW": {"divergence_estimator": "regional", "optim": "adamw_torch", "optim_args": None, "learning_rate": 1e-3},
 }
 # Of each weight, relative to the largest one of its tensor. The critic computes in float32.
@@ -29,7 +30,7 @@ TOLERANCES = dict.fromkeys(SETTINGS, 1e-9) | {"variational": 1e-4, "float32": 1e
 
 # What each execution is tried with; `test_trainer_step.py` tries accumulation with more.
 EXECUTIONS = {
-    "2x4": ["regional", "marginal", "conditional", "variational", "float32", "unequal"],
+    "2x4": ["regional", "marginal", "conditional", "variational", "float32", "more labeled", "more unlabeled"],
     "4x2": ["regional", "variational", "float32"],
     "2 processes": list(SETTINGS),
     "2 machines": ["regional", "variational", "no divergence"],

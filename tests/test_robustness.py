@@ -89,10 +89,12 @@ def test_the_command_runs_variants_and_makes_a_table(tmp_path):
     assert any(line.startswith("| labels-of-all-domains | 0 |") for line in lines)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, 1), (5, 4), (7, 4), (8, 8), (20, 8)])
-def test_with_few_labels_a_step_has_a_half_or_quarter_of_the_images(count, expected):
-    """So that it can still be paired with a step's unlabeled images."""
-    assert EXAMPLE["halved"](8, count) == expected
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "count", "expected"),
+    [(8, 8, 5, 4), (8, 8, 20, 8), (8, 8, 1, 1), (4, 4, 10, 4), (12, 4, 10, 8), (6, 3, 5, 3), (3, 9, 2, 1)],
+)
+def test_with_few_labels_a_step_has_what_can_be_paired(labeled, unlabeled, count, expected):
+    assert EXAMPLE["paired_size"](labeled, unlabeled, count) == expected
 
 
 def words_without(words, option):

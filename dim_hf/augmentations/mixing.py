@@ -72,13 +72,13 @@ def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tens
     """Pastes each pair's box in both directions (BCP, arXiv 2305.00673).
 
     Pair i of P is labeled image i N/P with unlabeled image i M/P: image i with image i where there are equally many.
-    Of the larger of two streams the images between come back as they are, so that a batch cut into whole parts has the
-    same pairs. Images, label maps, pseudo-labels and confidence masks are all mixed by the same call.
+    Of the larger of two streams, a multiple of the smaller, the images between come back as they are, so that a batch
+    cut into whole parts has the same pairs. Images, label maps, pseudo-labels and masks are mixed by the same call.
 
     Args:
-        labeled: (N, *S) or (N, C, *S), N a multiple of P.
-        unlabeled: (M, *S) or (M, C, *S), M a multiple of P, otherwise alike.
-        boxes: The boxes of these P pairs.
+        labeled: (N, *S) or (N, C, *S).
+        unlabeled: (M, *S) or (M, C, *S); N is a multiple of M, or M of N, otherwise alike.
+        boxes: The boxes of the P = min(N, M) pairs.
 
     Returns:
         The labeled images with the unlabeled ones' boxes in them, and the unlabeled with the labeled ones'.
@@ -87,10 +87,11 @@ def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tens
         ValueError: If the shapes differ from each other or from what the boxes were drawn for.
     """
     pairs = len(boxes.bounds)
-    if labeled.shape[1:] != unlabeled.shape[1:] or len(labeled) % pairs or len(unlabeled) % pairs:
+    counts = len(labeled), len(unlabeled)
+    if labeled.shape[1:] != unlabeled.shape[1:] or min(counts) != pairs or pairs == 0 or max(counts) % pairs:
         raise ValueError(
-            f"labeled {tuple(labeled.shape)} and unlabeled {tuple(unlabeled.shape)} do not make {pairs} pairs: they "
-            "must have one shape, but for numbers of images that are multiples of it"
+            f"labeled {tuple(labeled.shape)} and unlabeled {tuple(unlabeled.shape)} do not make {pairs} pairs: give "
+            "images of one shape, as many of the one as a multiple of the other, and a box for each of the fewer"
         )
     spatial_dims = len(boxes.spatial_shape)
     if labeled.ndim not in (spatial_dims + 1, spatial_dims + 2):

@@ -106,8 +106,9 @@ class DimTrainingArguments(TrainingArguments):
     sam_every: int = _number(1, "A sharpness-aware step each k-th step, plain steps between; k ≥ 1.")
     ascent_fraction: float = _number(
         1.0,
-        "Share of each micro-batch's images, in (0, 1], that the perturbation (and with it running statistics and the "
-        "critic) is computed from in a sharpness-aware step; the descent always sees all of them.",
+        "Share of each micro-batch's images, in (0, 1], rounded up to whole images, or pairs where they are mixed, "
+        "that the perturbation (and with it running statistics and the critic) is computed from in a sharpness-aware "
+        "step; the descent always sees all of them.",
     )
     perturbation_scope: str = _choice(
         "global",
@@ -159,7 +160,11 @@ class DimTrainingArguments(TrainingArguments):
         "size and place, image and label alike, so that the network goes by what it sees and not by the sizes that "
         "the labeled site happens to have. Ours; needs nested `structures`.",
     )
-    cutmix_probability: float = _number(0.0, "Share of labeled-unlabeled pairs mixed in both directions by a box.")
+    cutmix_probability: float = _number(
+        0.0,
+        "Share of labeled-unlabeled pairs mixed in both directions by a box. Of unequal batch sizes one must be a "
+        "multiple of the other; the pairs are as many as the fewer images, and the rest stays as it is.",
+    )
     amplitude_mixing_probability: float = _number(
         0.0, "Share of labeled images that get the low-frequency spectrum of an unlabeled one (arXiv 2004.05498)."
     )
