@@ -67,7 +67,7 @@ def size_cells(found: Sizes, true: Sizes, spatial_dims: int) -> list[float]:
 
 
 def response(
-    predict: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, factor: float, nested: Nested
+    predict: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, before: Sizes, factor: float, nested: Nested
 ) -> tuple[float, float, int]:
     """How much the radius of the inner structure changed in the image, and how much in the answer.
 
@@ -78,17 +78,18 @@ def response(
         predict: images (N, C, *S) → class ids (N, *S).
         images: (N, C, *S).
         labels: (N, *S), class ids, by which the structure is resized.
+        before: of what it predicts for the images as they are.
         factor: of the radius, wanted.
         nested: class ids of the outer and of the inner structure.
 
     Returns:
         Geometric means of the factors of label and of answer over the images, NaN without any; how many they were.
     """
-    from dim_hf.augmentations.structures import MINIMUM_PIXELS, StructureDraws, StructureWarp
+    from dim_hf.augmentations.structures import LARGEST_SIZE, MINIMUM_PIXELS, StructureDraws, StructureWarp
 
     dims = labels.dim() - 1
-    warp = StructureWarp(size=(0.05, 0.92), probability=1.0)
-    plain, before = Sizes.of(labels, nested), Sizes.of(predict(images), nested)
+    warp = StructureWarp(size=(0.05, LARGEST_SIZE), probability=1.0)
+    plain = Sizes.of(labels, nested)
     radii = plain.radii(dims).nan_to_num()
     chosen = (plain.inner >= MINIMUM_PIXELS) & (radii < warp.size[1]) & (radii * factor < warp.size[1])
     draws = StructureDraws(chosen, radii * factor, torch.zeros(len(labels), dims, dtype=torch.float64))
@@ -118,10 +119,11 @@ def domain_cells(network: Any, images: Tensor, labels: Tensor, nested: Nested) -
         parts = images.split(_BATCH)
         return torch.cat([resize_logits(network(pixel_values=p).logits, p.shape[2:]).argmax(1) for p in parts])
 
-    sizes = size_cells(Sizes.of(predict(images), nested), Sizes.of(labels, nested), labels.dim() - 1)
+    drawn = Sizes.of(predict(images), nested)
+    sizes = size_cells(drawn, Sizes.of(labels, nested), labels.dim() - 1)
     cells = [str(count) for count in sizes[:2]] + ["–" if math.isnan(value) else f"{value:.2f}" for value in sizes[2:]]
     for factor in FACTORS:
-        seen, answered, count = response(predict, images, labels, factor, nested)
+        seen, answered, count = response(predict, images, labels, drawn, factor, nested)
         cells.append(f"{seen:.2f} → {answered:.2f} ({count})" if count else "–")
     return cells
 

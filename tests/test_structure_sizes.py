@@ -60,10 +60,11 @@ def test_the_cells_of_a_network_of_lower_resolution():
 def test_a_network_that_sees_the_border_answers_in_full_and_one_of_fixed_habits_not_at_all(factor):
     masks, _ = nested_balls((96, 96), 0.3, count=3)
     images = masks[:, None].float()
-    seen, answered, count = EXAMPLE["response"](lambda x: x[:, 0].round().long(), images, masks, factor, NESTED)
+    drawn = EXAMPLE["Sizes"].of(masks, NESTED)
+    seen, answered, count = EXAMPLE["response"](lambda x: x[:, 0].round().long(), images, masks, drawn, factor, NESTED)
     assert (seen, answered) == pytest.approx((factor, factor), abs=0.02)
     assert count == 3
-    seen, answered, _ = EXAMPLE["response"](lambda _: masks, images, masks, factor, NESTED)
+    seen, answered, _ = EXAMPLE["response"](lambda _: masks, images, masks, drawn, factor, NESTED)
     assert seen == pytest.approx(factor, abs=0.02)
     assert answered == 1
 
@@ -79,8 +80,9 @@ def test_structures_that_cannot_be_resized_or_are_not_drawn_do_not_count():
             classes[3] = 0
         return classes
 
-    assert EXAMPLE["response"](loses_the_last, images, masks, 1.25, NESTED)[2] == 1
-    assert EXAMPLE["response"](loses_the_last, images, masks, 0.8, NESTED)[2] == 2
+    drawn = EXAMPLE["Sizes"].of(masks, NESTED)
+    for factor, count in ((1.25, 1), (0.8, 2)):
+        assert EXAMPLE["response"](loses_the_last, images, masks, drawn, factor, NESTED)[2] == count
 
 
 def test_the_table_of_a_run(tmp_path):

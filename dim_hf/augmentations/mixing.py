@@ -68,6 +68,24 @@ def draw_boxes(
     return MixingBoxes(where_drawn(gate, probability, bounds, 0.0).long(), shape)
 
 
+def partners(count: int, others: int) -> Tensor:
+    """Which of `others` images each of `count` images meets: image i the one at i · others / count, rounded down.
+
+    A batch cut into whole parts so has the partners that it had as a whole.
+
+    Args:
+        count: of the one stream, at least 1.
+        others: of the other stream.
+
+    Returns:
+        (count,), int64, on the CPU.
+
+    >>> partners(2, 8).tolist(), partners(4, 2).tolist()
+    ([0, 4], [0, 0, 1, 1])
+    """
+    return torch.arange(count) * others // count
+
+
 def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tensor, Tensor]:
     """Pastes each pair's box in both directions (BCP, arXiv 2305.00673).
 
@@ -112,13 +130,10 @@ def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tens
 
 def _pasted(images: Tensor, others: Tensor, inside: Tensor) -> Tensor:
     """`images` with the boxes of their partners among `others`."""
-    own, other = len(images) // len(inside), len(others) // len(inside)
-    mixed = torch.where(inside, others[::other], images[::own])
-    if own == 1:
-        return mixed
-    whole = images.clone()
-    whole[::own] = mixed
-    return whole
+    pairs = len(inside)
+    own, other = (partners(pairs, count).to(inside.device) for count in (len(images), len(others)))
+    mixed = torch.where(inside, others[other], images[own])
+    return mixed if len(images) == pairs else images.index_copy(0, own, mixed)
 
 
 def unmix(logits_a: Tensor, logits_b: Tensor, boxes: MixingBoxes) -> tuple[Tensor, Tensor]:

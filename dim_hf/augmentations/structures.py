@@ -19,7 +19,7 @@ from dim_hf.augmentations.seeds import uniforms
 MINIMUM_PIXELS = 16
 # The centers stay this far inside the outer structure, and an inner structure leaves it a rim, in radii of the outer.
 _LARGEST_OFFSET = 0.6
-_LARGEST_SIZE = 0.92
+LARGEST_SIZE = 0.92
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class StructureWarp:
 
     def __post_init__(self) -> None:
         check_probability("StructureWarp", "probability", self.probability)
-        check_range("StructureWarp", "size", self.size, 0.05, _LARGEST_SIZE)
+        check_range("StructureWarp", "size", self.size, 0.05, LARGEST_SIZE)
         check_range("StructureWarp", "scale", self.scale, 0.1, 10.0)
         if not 0.0 <= self.shift <= _LARGEST_OFFSET:
             raise ValueError(f"StructureWarp.shift must lie in [0, {_LARGEST_OFFSET}], found {self.shift!r}")
@@ -117,13 +117,13 @@ class StructureWarp:
         check_images(images, masks, count, spatial_dims)
         outside, inside = _Extent.of(_belongs(masks, outer)), _Extent.of(_belongs(masks, inner))
         old_size = (inside.pixels / outside.pixels.clamp(min=1)) ** (1.0 / spatial_dims)
-        measurable = (inside.pixels >= MINIMUM_PIXELS) & (old_size < _LARGEST_SIZE)
+        measurable = (inside.pixels >= MINIMUM_PIXELS) & (old_size < LARGEST_SIZE)
         chosen = (draws.warped & measurable).nonzero()[:, 0]
         moved, moved_masks = images.clone(), masks.clone()
         if len(chosen):
             size = old_size[chosen]
             factor = (draws.size[chosen] / size).clamp(*self.scale)
-            rays = _Rays(outside, inside, chosen, draws.shift[chosen], size, (size * factor).clamp(max=_LARGEST_SIZE))
+            rays = _Rays(outside, inside, chosen, draws.shift[chosen], size, (size * factor).clamp(max=LARGEST_SIZE))
             grid = rays.sampling_grid(images)
             resample_in_place(moved, moved_masks, chosen.to(images.device), grid, "border")
         return moved, moved_masks

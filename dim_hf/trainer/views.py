@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dim_hf.augmentations.geometry import WeakView
 from dim_hf.augmentations.intensity import FUNDUS_STRONG, MICROSCOPY_STRONG, MRI_STRONG, StrongView
-from dim_hf.augmentations.mixing import AmplitudeMixing, MixingBoxes, cutmix, draw_boxes, unmix
+from dim_hf.augmentations.mixing import AmplitudeMixing, MixingBoxes, cutmix, draw_boxes, partners, unmix
 from dim_hf.augmentations.seeds import sample_seeds
 from dim_hf.augmentations.structures import StructureWarp, nested_pair
 from dim_hf.data.sampler import LABELED, UNLABELED
@@ -177,8 +177,9 @@ class ViewMaker:
         unlabeled = self._strong_view(unlabeled, unlabeled_seeds)
         boxes = None
         if self.cutmix_probability > 0:
-            pairs = unlabeled_seeds[:: max(1, len(unlabeled) // len(images))]
-            boxes = draw_boxes(pairs, images.shape[2:], probability=self.cutmix_probability)
+            pairs = partners(min(len(images), len(unlabeled)), len(unlabeled)).tolist()
+            seeds = [unlabeled_seeds[pair] for pair in pairs]
+            boxes = draw_boxes(seeds, images.shape[2:], probability=self.cutmix_probability)
             images, unlabeled = cutmix(images, unlabeled, boxes)
         pixel_values = self.arrange(torch.cat([images, unlabeled]))
         return StepInputs(pixel_values, labels, pseudo_labels, kept, boxes, batch["unlabeled_indices"])
@@ -210,5 +211,5 @@ class ViewMaker:
     def _mix_amplitudes(self, images: Tensor, others: Tensor, seeds: list[int]) -> Tensor:
         if self.amplitude.probability == 0:
             return images
-        partners = torch.arange(len(images), device=others.device) * len(others) // len(images)
-        return self.amplitude.apply(images, others[partners], self.amplitude.draw(seeds))
+        others = others[partners(len(images), len(others)).to(others.device)]
+        return self.amplitude.apply(images, others, self.amplitude.draw(seeds))
