@@ -121,6 +121,18 @@ def test_blur_against_scipy(shape, axes):
         np.testing.assert_allclose(blurred[i], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("side", "factor"), [(64, 1.0), (128, 2.0), (32, 0.5)])
+def test_a_blur_meant_for_a_side_grows_with_the_image(side, factor):
+    view = dataclasses.replace(STILL, blur_probability=1, blur_sigma=(0.5, 2.0), blur_side=64)
+    images = torch.rand(2, 1, side, side // 2, generator=torch.Generator().manual_seed(0))
+    draws = view.draw([3, 4], 1)
+    for image, sigma, blurred in zip(images, draws.blur_sigma, view.apply(images, draws), strict=True):
+        wanted = scipy.ndimage.gaussian_filter(
+            image[0].double().numpy(), factor * float(sigma), radius=int(6 * factor), mode="nearest"
+        )
+        np.testing.assert_allclose(blurred[0], wanted, atol=1e-6)
+
+
 def test_noise_has_the_drawn_width_and_hangs_on_the_seed():
     view = dataclasses.replace(STILL, noise_probability=1, noise_std=(0.05, 0.1))
     images = torch.zeros(8, 1, 64, 64)
@@ -221,6 +233,7 @@ def test_distribution_of_strong_draws():
         ("grey_probability", math.nan),
         ("blur_sigma", (-0.1, 2.0)),
         ("blur_axes", (1,)),
+        ("blur_side", 0),
         ("noise_std", (0.0, 2.0)),
     ],
 )

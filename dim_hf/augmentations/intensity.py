@@ -31,7 +31,7 @@ class StrongDraws:
         by_channel: (N,), whether each channel is an image of its own for the three above (its range, its mean).
         bias: (N, *g), logarithm of the bias field at its control points; 0 changes nothing.
         grey: (N,), whether the colors are dropped.
-        blur_sigma: (N,), standard deviation of the blur in pixels; 0 changes nothing.
+        blur_sigma: (N,), standard deviation of the blur in pixels of `StrongView.blur_side`; 0 changes nothing.
         noise_std: (N,), standard deviation of the noise as a fraction of the image's range; 0 changes nothing.
         noise_seeds: (N,), int64, what the noise is made from.
         invert: (N,), whether bright and dark are exchanged.
@@ -74,6 +74,9 @@ class StrongView:
         bias_probability: Probability of the field.
         grey_probability: Probability that the colors are dropped; only for 3 channels.
         blur_sigma: Range of the Gaussian's standard deviation in pixels, in [0, 20].
+        blur_side: Longer side, in pixels, of the images that `blur_sigma` is meant for, at least 1: larger ones are
+            blurred more in proportion, so that as little is seen at every resolution. None takes `blur_sigma` as it
+            is. The side is that of the last two axes.
         blur_axes: Axes that are blurred, counted from the last; those that an image lacks are skipped. Leave out -3
             where slices are thick.
         blur_probability: Probability of the blur.
@@ -98,6 +101,7 @@ class StrongView:
     bias_probability: float = 0.0
     grey_probability: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    blur_side: int | None = None
     blur_axes: tuple[int, ...] = (-1, -2, -3)
     blur_probability: float = 0.5
     noise_std: tuple[float, float] = (0.0, 0.1)
@@ -117,6 +121,8 @@ class StrongView:
             raise ValueError(f"StrongView.bias_strength must lie in [0, 2], found {self.bias_strength!r}")
         if self.bias_points < MINIMUM_CONTROL_POINTS:
             raise ValueError(f"StrongView.bias_points must be at least 4, found {self.bias_points!r}")
+        if self.blur_side is not None and self.blur_side < 1:
+            raise ValueError(f"StrongView.blur_side must be None or at least 1 pixel, found {self.blur_side!r}")
         if len(set(self.blur_axes)) != len(self.blur_axes) or not set(self.blur_axes) <= {-1, -2, -3}:
             raise ValueError(f"StrongView.blur_axes must be different axes among -1, -2, -3, found {self.blur_axes!r}")
 
@@ -222,7 +228,10 @@ class StrongView:
     def _blur(self, images: Tensor, draws: StrongDraws, samples: Tensor, _low: Tensor, _high: Tensor) -> Tensor:
         # One radius for whatever was drawn, so a sample's blur does not depend on the widest one of its batch.
         axes = tuple(axis for axis in self.blur_axes if -axis <= images.ndim - 2)
-        return gaussian_blur(images, draws.blur_sigma[samples], math.ceil(3.0 * self.blur_sigma[1]), axes)
+        scale = max(images.shape[-2:]) / self.blur_side if self.blur_side else 1.0
+        return gaussian_blur(
+            images, scale * draws.blur_sigma[samples], math.ceil(3.0 * scale * self.blur_sigma[1]), axes
+        )
 
 
 def _check(images: Tensor, draws: StrongDraws) -> None:
@@ -292,8 +301,9 @@ FUNDUS_STRONG = StrongView(
     channel_probability=0.8,
     clamp=True,
     grey_probability=0.2,
+    blur_side=64,
 )
-"""Color photographs of several cameras: color rendering by channel, saturation, blur."""
+"""Color photographs of several cameras: color rendering by channel, saturation, blur up to 1/32 of the side."""
 
 MRI_STRONG = StrongView(
     contrast=(0.1, 2.0),
