@@ -26,6 +26,7 @@ from dim_hf.sharpness import (
 from dim_hf.trainer.collapse import CollapseAlarm
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.launch import check_launch
+from dim_hf.trainer.resolution import at_half_resolution, is_half_resolution
 from dim_hf.trainer.step_objective import StepObjective
 from dim_hf.trainer.streams import make_batch_sampler
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
@@ -325,6 +326,8 @@ class DimTrainer(TeacherStudentTrainer):
     @torch.no_grad()
     def _step_inputs(self, inputs: dict[str, Tensor]) -> StepInputs:
         """Everything that both passes share: views, mixing boxes, pseudo-labels."""
+        if is_half_resolution(self.state.global_step, self.state.max_steps, self.args.half_resolution_ratio):
+            inputs = at_half_resolution(inputs)
         return self.views.make(inputs, self._pseudo_labels)
 
     def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:

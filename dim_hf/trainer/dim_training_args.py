@@ -168,6 +168,12 @@ class DimTrainingArguments(TrainingArguments):
     amplitude_mixing_probability: float = _number(
         0.0, "Share of labeled images that get the low-frequency spectrum of an unlabeled one (arXiv 2004.05498)."
     )
+    half_resolution_ratio: float = _number(
+        0.0,
+        "Share of the steps, from the first one on, that see all images at half their sides (progressive resizing): "
+        "at a quarter of the cost, and what takes the whole picture to see, such as the size of an inner structure, "
+        "is learned sooner. Until the remaining steps, scores at full resolution are low.",
+    )
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the network and its input."})
 
     def __post_init__(self) -> None:
@@ -228,6 +234,7 @@ class DimTrainingArguments(TrainingArguments):
             "structure_warp_probability": (0, 1),
             "cutmix_probability": (0, 1),
             "amplitude_mixing_probability": (0, 1),
+            "half_resolution_ratio": (0, 1),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -241,6 +248,8 @@ class DimTrainingArguments(TrainingArguments):
             raise ValueError(
                 "divergence_memory must be below 1: with 1 the first step would count as much as the last"
             )
+        if self.half_resolution_ratio == 1:
+            raise ValueError("half_resolution_ratio must be below 1: the last steps must see images as they are")
         if self.ema_decay == 1:
             raise ValueError("ema_decay must be below 1: with 1 the teacher would never learn from the student")
 
