@@ -1,8 +1,10 @@
-"""Batch normalisation over the images of all processes, so that a process's share of a batch is normalised as in it.
+"""Batch normalisation: over the images of all processes, and with running statistics estimated anew.
 
-torch's `SyncBatchNorm` does this on GPUs only; its rule, in plain differentiable operations, serves CPUs.
+A process's share of a batch must be normalised as in the whole batch. torch's `SyncBatchNorm` does this on GPUs only;
+its rule, in plain differentiable operations, serves CPUs.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -45,6 +47,42 @@ def average_running_statistics(model: nn.Module) -> None:
     mean /= dist.get_world_size()
     for buffer, values in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
+
+
+@torch.no_grad()
+def estimate_running_statistics(
+    network: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], Any]
+) -> None:
+    """Make the running statistics those of given batches: each layer's means and variances, averaged over them.
+
+    Source: arXiv 2105.07576, section 3.1 ("precise" statistics: at the final weights, plain averages instead of
+    exponential ones); with images of another site, arXiv 1603.04779 (AdaBN). Everything but the normalisation
+    layers stays as it is and runs in the mode that it has.
+
+    Args:
+        network: changed in place; layers without running statistics are left alone.
+        batches: network inputs, (N, C, *S) each; without any, nothing changes.
+        forward: runs the network on one of them.
+    """
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(layer.training, layer.momentum) for layer in layers]
+    try:
+        for index, batch in enumerate(batches):
+            for layer in layers:
+                if index == 0:
+                    layer.reset_running_stats()
+                layer.train()
+                layer.momentum = None  # torch's sign for a plain average
+            forward(batch)
+    finally:
+        for layer, (training, momentum) in zip(layers, before, strict=True):
+            layer.train(training)
+            layer.momentum = momentum
+
+
+def has_running_statistics(network: nn.Module) -> bool:
+    """Whether there is a layer whose statistics `estimate_running_statistics` would replace."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in network.modules())
 
 
 def finite_buffers(model: nn.Module) -> Tensor:

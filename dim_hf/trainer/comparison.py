@@ -63,7 +63,7 @@ def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> 
     if setting not in SETTINGS:
         raise ValueError(f"unknown setting {setting!r}: choose from {', '.join(SETTINGS)}")
     base = job_with(words)
-    changes: dict[str, Any] = ablation_overrides("supervised" if setting == UPPER_BOUND else setting)
+    changes: dict[str, Any] = ablation_overrides("supervised-statistics" if setting == UPPER_BOUND else setting)
     changes |= {"seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "last"}
     if setting == UPPER_BOUND:
         changes["num_labeled"] = ALL_LABELED

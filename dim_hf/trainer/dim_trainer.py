@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import TrainOutput
 
-from dim_hf.batch_norm import average_running_statistics, finite_buffers, synchronize_batch_norm
+from dim_hf.batch_norm import (
+    average_running_statistics,
+    estimate_running_statistics,
+    finite_buffers,
+    has_running_statistics,
+    synchronize_batch_norm,
+)
 from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
 from dim_hf.losses import LossTerms, adapt_to_image_shares, class_shares, make_pseudo_labels, resize_logits
@@ -28,7 +35,7 @@ from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.resolution import at_half_resolution, is_half_resolution
 from dim_hf.trainer.step_objective import StepObjective
-from dim_hf.trainer.streams import make_batch_sampler
+from dim_hf.trainer.streams import clean_batches, make_batch_sampler
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
 from dim_hf.trainer.termination import heed_only_parent
 from dim_hf.trainer.views import StepInputs, ViewMaker
@@ -101,6 +108,8 @@ class DimTrainer(TeacherStudentTrainer):
         check_launch(args)
         if getattr(model.config, "deep_supervision", False):
             raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
+        if args.final_statistics == "clean" and not has_running_statistics(model):
+            raise ValueError('final_statistics="clean" needs batch normalisation, the model has none: leave it out')
         self.batch_sampler = make_batch_sampler(args, labeled_dataset, unlabeled_dataset)
         if args.world_size > 1 and args.sync_batch_norm and args.perturbation_scope == "global":
             model = synchronize_batch_norm(model, args.device)
@@ -143,6 +152,26 @@ class DimTrainer(TeacherStudentTrainer):
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches = list(batches)
         return batches, num_items_in_batch
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `ResumableTrainer`; then, with `final_statistics="clean"`, both networks' statistics anew."""
+        output = super().train(*args, **kwargs)
+        if self.args.final_statistics == "clean":
+            for network in (self.model, self.teacher):
+                self._estimate_clean_statistics(network)
+        return output
+
+    def _estimate_clean_statistics(self, network: nn.Module) -> None:
+        """By the same images on every process, so that all have the same statistics."""
+        network.eval()
+
+        def forward(images: Tensor) -> None:
+            images = self.views.arrange(images.to(self.args.device, self.model.dtype))
+            with self.accelerator.autocast():
+                network(pixel_values=images)
+
+        batches = clean_batches(self.args, self.train_dataset.labeled, self.train_dataset.unlabeled)
+        estimate_running_statistics(network, batches, forward)
 
     # ---- the two-pass step
 

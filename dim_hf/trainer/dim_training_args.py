@@ -12,6 +12,7 @@ from dim_hf.sharpness import ASCENT_OBJECTIVES
 SCORED_MODELS = ("teacher", "student")
 LABELED_VIEWS = ("weak", "strong")
 TEACHER_STATISTICS = ("running", "batch")
+FINAL_STATISTICS = ("running", "clean")
 STRONG_VIEWS = ("auto", "color", "mri", "microscopy")
 PERTURBATION_SCOPES = ("global", "local")
 SELECTIONS = ("validation", "last", "test-legacy")
@@ -31,7 +32,7 @@ class DimTrainingArguments(TrainingArguments):
 
     The objective is L = L_sup + λ_con w(t) L_con + λ_div w(t) L_div, its gradient taken at
     θ + ε in the neighbourhood of radius ρ. The formulas are our reconstruction of arXiv 2411.12350 from established
-    parts; each argument names its symbol. The six ablations of the method are settings of
+    parts; each argument names its symbol. The ablations of the method are settings of
     `consistency_weight`, `divergence_weight` and `rho` (see `dim_hf.trainer.ablations`).
 
     Arguments of transformers with other defaults here: `learning_rate` 1e-3 and `weight_decay`
@@ -131,6 +132,15 @@ class DimTrainingArguments(TrainingArguments):
         "or the batch's, those of the weak views that it sees. With batch normalisation the latter found inner "
         "structures better at foreign sites; it needs some images a step and process, and `balance_domains` where "
         "sites differ in size.",
+    )
+    final_statistics: str = _choice(
+        "running",
+        FINAL_STATISTICS,
+        "What the finished networks normalise by, with batch normalisation: the running statistics of the strong "
+        "views that they were trained on, or those of the training images as they are, of all sites, labeled or not "
+        "(estimated anew at the final weights; arXiv 2105.07576, 1603.04779). Strong views are not what a network "
+        "is used on: by their statistics, inner structures are drawn too small. Checkpoints, and scores during the "
+        "training, are by running ones.",
     )
     confidence_threshold: float = _number(
         0.95,
@@ -260,6 +270,7 @@ class DimTrainingArguments(TrainingArguments):
             "perturbation_scope": PERTURBATION_SCOPES,
             "teacher_buffers": TEACHER_BUFFERS,
             "teacher_statistics": TEACHER_STATISTICS,
+            "final_statistics": FINAL_STATISTICS,
             "scored_model": SCORED_MODELS,
             "strong_view": STRONG_VIEWS,
             "labeled_view": LABELED_VIEWS,

@@ -231,6 +231,7 @@ def _dry(trainer: DimTrainer, folder: str) -> Iterator[None]:
     changes = {
         "output_dir": folder,
         "max_steps": WARM_UP_STEPS + TIMED_STEPS,
+        "final_statistics": "running",
         "half_resolution_ratio": 0.0,  # the cost at full resolution: what must fit
         "save_strategy": "no",
         "eval_strategy": "no",

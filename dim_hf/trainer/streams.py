@@ -1,10 +1,13 @@
 """The two endless streams of images that training draws its batches from."""
 
 import math
+from collections.abc import Iterator
 
-from torch.utils.data import Dataset
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
 
-from dim_hf.data.sampler import TwoStreamBatchSampler
+from dim_hf.data.sampler import SampleStream, TwoStreamBatchSampler
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
 
@@ -43,6 +46,35 @@ def make_batch_sampler(
         labeled_domains=_domains(labeled, "labeled_dataset") if args.balance_domains else None,
         unlabeled_domains=_domains(unlabeled, "unlabeled_dataset") if args.balance_domains and num_unlabeled else None,
     )
+
+
+def clean_batches(
+    args: DimTrainingArguments, labeled: Dataset, unlabeled: Dataset | None, limit: int = 512
+) -> Iterator[Tensor]:
+    """Training images as they are, without views, in batches as large as a step's micro-batch.
+
+    In an order of the run's seed, each site as often as the others where `balance_domains` asks for it. An incomplete
+    batch is left out, unless it is the only one.
+
+    Args:
+        args: the training arguments.
+        labeled: labeled images.
+        unlabeled: unlabeled images, or None.
+        limit: at most so many images.
+
+    Yields:
+        (N, C, *S), on the CPU.
+    """
+    parts = {"labeled_dataset": labeled} | ({"unlabeled_dataset": unlabeled} if unlabeled is not None else {})
+    images = ConcatDataset(parts.values())
+    domains = (
+        [domain for name, part in parts.items() for domain in _domains(part, name)] if args.balance_domains else None
+    )
+    stream = SampleStream("clean", len(images), args.seed, domains)
+    count, size = min(limit, len(images)), args.per_device_train_batch_size
+    for start in range(0, max(count - size, 0) + 1, size):
+        places = range(start, min(start + size, count))
+        yield torch.stack([torch.as_tensor(images[stream.index_at(place)]["pixel_values"]) for place in places])
 
 
 def _domains(dataset: Dataset, name: str) -> list[str]:
