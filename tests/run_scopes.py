@@ -81,6 +81,7 @@ def spoil_one_process(trainer):
 CASES = {
     "batch": {"norm": "batch"},
     "batch_teacher": {"norm": "batch", "teacher_statistics": "batch"},
+    "clean": {"norm": "batch", "final_statistics": "clean"},
     "local": {"norm": "batch", "perturbation_scope": "local"},
     "local_nan": {"norm": "batch", "perturbation_scope": "local", "spoil": True},
     "global_nan": {"norm": "batch", "spoil": True},

@@ -162,7 +162,6 @@ class DimTrainer(TeacherStudentTrainer):
         return output
 
     def _estimate_clean_statistics(self, network: nn.Module) -> None:
-        """By the same images on every process, so that all have the same statistics."""
         network.eval()
 
         def forward(images: Tensor) -> None:
@@ -172,6 +171,7 @@ class DimTrainer(TeacherStudentTrainer):
 
         batches = clean_batches(self.args, self.train_dataset.labeled, self.train_dataset.unlabeled)
         estimate_running_statistics(network, batches, forward)
+        average_running_statistics(network)
 
     # ---- the two-pass step
 

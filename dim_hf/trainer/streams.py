@@ -51,10 +51,10 @@ def make_batch_sampler(
 def clean_batches(
     args: DimTrainingArguments, labeled: Dataset, unlabeled: Dataset | None, limit: int = 512
 ) -> Iterator[Tensor]:
-    """Training images as they are, without views, in batches as large as a step's micro-batch.
+    """Training images as they are, without views: this process's shares of batches, as large as its micro-batches.
 
     In an order of the run's seed, each site as often as the others where `balance_domains` asks for it. An incomplete
-    batch is left out, unless it is the only one.
+    batch is left out, unless it is the only one: that goes to every process whole.
 
     Args:
         args: the training arguments.
@@ -71,9 +71,12 @@ def clean_batches(
         [domain for name, part in parts.items() for domain in _domains(part, name)] if args.balance_domains else None
     )
     stream = SampleStream("clean", len(images), args.seed, domains)
-    count, size = min(limit, len(images)), args.per_device_train_batch_size
+    count, share = min(limit, len(images)), args.per_device_train_batch_size
+    size = share * args.world_size
     for start in range(0, max(count - size, 0) + 1, size):
         places = range(start, min(start + size, count))
+        if len(places) == size:
+            places = places[share * args.process_index :][:share]
         yield torch.stack([torch.as_tensor(images[stream.index_at(place)]["pixel_values"]) for place in places])
 
 
