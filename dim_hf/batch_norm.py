@@ -52,32 +52,79 @@ def average_running_statistics(model: nn.Module) -> None:
 @torch.no_grad()
 def estimate_running_statistics(
     network: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], Any]
-) -> None:
-    """Make the running statistics those of given batches: each layer's means and variances, averaged over them.
+) -> int:
+    """Make the running statistics those of all images of the batches: means, and variances about these means.
 
-    Source: arXiv 2105.07576, section 3.1 ("precise" statistics: at the final weights, plain averages instead of
-    exponential ones); with images of another site, arXiv 1603.04779 (AdaBN). Everything but the normalisation
-    layers stays as it is and runs in the mode that it has.
+    Source: arXiv 2105.07576, section 3 ("precise" statistics, at the final weights); with images of another site,
+    arXiv 1603.04779 (AdaBN). Everything but the normalisation layers stays as it is and runs in the mode that it has.
+    Layers that no batch reaches keep what they have, and so do all of them if an error is raised.
 
     Args:
         network: changed in place; layers without running statistics are left alone.
-        batches: network inputs, (N, C, *S) each; without any, nothing changes.
+        batches: network inputs, (N, C, *S) each, of equal size; without any, nothing changes.
         forward: runs the network on one of them.
+
+    Returns:
+        How many batches were left out, since they gave values that are not finite.
     """
-    layers = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    before = [(layer.training, layer.momentum) for layer in layers]
+    estimates = [_Estimate(m) for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    left_out = 0
     try:
-        for index, batch in enumerate(batches):
-            for layer in layers:
-                if index == 0:
-                    layer.reset_running_stats()
-                layer.train()
-                layer.momentum = None  # torch's sign for a plain average
+        for batch in batches:
+            for estimate in estimates:
+                estimate.open()
             forward(batch)
-    finally:
-        for layer, (training, momentum) in zip(layers, before, strict=True):
-            layer.train(training)
-            layer.momentum = momentum
+            finite = all(estimate.is_finite for estimate in estimates)
+            left_out += not finite
+            for estimate in estimates:
+                estimate.close(finite)
+    except BaseException:
+        for estimate in estimates:
+            estimate.restore()
+        raise
+    for estimate in estimates:
+        estimate.write()
+    return left_out
+
+
+class _Estimate:
+    """What is added up for one layer, in float64, from each batch's own statistics."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        self.layer = layer
+        self.before = (layer.training, layer.momentum, {name: b.clone() for name, b in layer.named_buffers()})
+        self.sums = torch.zeros(3, layer.num_features, dtype=torch.float64)
+        self.count = 0
+
+    def open(self) -> None:
+        self.layer.reset_running_stats()  # a value that is not finite would outlive even a momentum of 1
+        self.layer.train()
+        self.layer.momentum = 1.0  # this batch's statistics alone
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(torch.isfinite(self.layer.running_mean).all() & torch.isfinite(self.layer.running_var).all())
+
+    def close(self, counts: bool) -> None:
+        if counts and self.layer.num_batches_tracked > 0:
+            mean, variance = (s.double().cpu() for s in (self.layer.running_mean, self.layer.running_var))
+            self.sums += torch.stack([mean, mean.square(), variance])
+            self.count += 1
+
+    def restore(self) -> None:
+        training, self.layer.momentum, buffers = self.before
+        self.layer.train(training)
+        for name, value in buffers.items():
+            getattr(self.layer, name).copy_(value)
+
+    def write(self) -> None:
+        self.restore()
+        if self.count == 0:
+            return
+        mean, square, variance = self.sums / self.count
+        self.layer.running_mean.copy_(mean)
+        self.layer.running_var.copy_(variance + square - mean.square())  # within batches, and between them
+        self.layer.num_batches_tracked.fill_(self.count)
 
 
 def has_running_statistics(network: nn.Module) -> bool:

@@ -24,15 +24,14 @@ def one_process(tensor):
 def test_masses_decay_by_the_step():
     memory = MassMemory(0.5)
     first, second, third = (ALONE.masses(some_logits(seed)) for seed in range(3))
-    memory.accumulate(first, 3)
+    memory.accumulate(first)
     assert memory.masses is None  # not before the step is taken
     memory.step(one_process)
-    memory.accumulate(second, 1)
-    memory.accumulate(third, 3)
+    memory.accumulate(second)
+    memory.accumulate(third)
     memory.step(one_process)
     torch.testing.assert_close(memory.masses, 0.25 * first + 0.5 * (second + third))
-    assert memory.images.item() == pytest.approx(0.25 * 3 + 0.5 * 4)
-    memory.accumulate(first, 3)
+    memory.accumulate(first)
     memory.discard()
     before = memory.masses
     memory.step(one_process)
@@ -42,10 +41,9 @@ def test_masses_decay_by_the_step():
 def test_two_processes_remember_the_images_of_both():
     memory = MassMemory(0.5)
     masses = ALONE.masses(some_logits(0))
-    memory.accumulate(masses, 3)
+    memory.accumulate(masses)
     memory.step(lambda tensor: 2 * tensor)  # the other process saw the same
     torch.testing.assert_close(memory.masses, masses)
-    assert memory.images.item() == 3
 
 
 def test_a_memory_of_the_same_images_changes_neither_value_nor_gradient():
@@ -56,26 +54,47 @@ def test_a_memory_of_the_same_images_changes_neither_value_nor_gradient():
     expected = torch.autograd.grad(value, logits, retain_graph=True)
     memory = MassMemory(0.9)
     for _ in range(7):
-        memory.accumulate(masses, 3)
+        memory.accumulate(masses)
         memory.step(one_process)
-    remembered = ALONE.value(masses, memory=memory, images=3)
+    remembered = ALONE.value(masses, memory=memory)
     assert remembered.item() == pytest.approx(value.item(), rel=1e-6)
     for found, wanted in zip(torch.autograd.grad(remembered, logits), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-10)
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_memory_of_another_resolution_weighs_by_pixels(conditional):
+    """Four images of a quarter of the pixels stand for one: value and gradient are as with that one."""
+    form = ClosedFormDivergence(F_DIVERGENCES["jensen_shannon"], 1 if conditional else 2, conditional)
+    now = [side.requires_grad_() for side in some_logits(0, count=1, shift=1.0)]
+    small = some_logits(1, count=4)
+    small = tuple(side[..., :4, :4] for side in small)
+    large = tuple(torch.cat([torch.cat([s[0], s[1]], -1), torch.cat([s[2], s[3]], -1)], -2)[None] for s in small)
+    gradients = []
+    for logits in (small, large):
+        memory = MassMemory(0.9)
+        masses = form.masses(logits)
+        memory.accumulate(masses)
+        memory.step(one_process)
+        # The pixels lie in other cells of the grid: give both memories the same shares, and keep the sums.
+        memory.masses = memory.masses.sum(1, keepdim=True).expand_as(memory.masses) / memory.masses.shape[1]
+        gradients.append(torch.autograd.grad(form.value(form.masses(now), memory=memory), now))
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_parts_of_a_step_add_up_with_a_memory():
     """The mean of two micro-batches' gradients is that of one large batch: the memory counts images, not batches."""
     memory = MassMemory(0.9)
-    memory.accumulate(ALONE.masses(some_logits(5)), 3)
-    memory.accumulate(ALONE.masses(some_logits(6)), 3)
+    memory.accumulate(ALONE.masses(some_logits(5)))
+    memory.accumulate(ALONE.masses(some_logits(6)))
     memory.step(one_process)
     halves = [[side.requires_grad_() for side in some_logits(seed, shift=1.0)] for seed in (1, 2)]
     masses = [ALONE.masses(half) for half in halves]
-    whole = ALONE.value(masses[0] + masses[1], memory=memory, images=6)
+    whole = ALONE.value(masses[0] + masses[1], memory=memory)
     expected = torch.autograd.grad(whole, [*halves[0], *halves[1]], retain_graph=True)
     for index, half in enumerate(halves):
-        value = ALONE.value(masses[index], masses[1 - index].detach(), 2, memory, 3)
+        value = ALONE.value(masses[index], masses[1 - index].detach(), 2, memory)
         assert value.item() == pytest.approx(whole.item())
         for found, wanted in zip(torch.autograd.grad(value / 2, half), expected[2 * index :], strict=False):
             torch.testing.assert_close(found, wanted)
@@ -88,9 +107,9 @@ def test_small_batches_of_one_site_differ_less_with_a_memory():
         memory = MassMemory(decay) if decay else None
         for seed in range(60):
             masses = ALONE.masses(tuple(8 * side for side in some_logits(seed, count=1)))
-            found.append(ALONE.value(masses, memory=memory, images=1).item())
+            found.append(ALONE.value(masses, memory=memory).item())
             if memory is not None:
-                memory.accumulate(masses, 1)
+                memory.accumulate(masses)
                 memory.step(one_process)
     assert sum(values[0.95][30:]) < 0.2 * sum(values[0.0][30:])
 
@@ -100,9 +119,9 @@ def test_both_passes_see_the_same_memory_and_a_step_adds_to_it_once(tmp_path):
     seen = []
     value = ClosedFormDivergence.value
 
-    def watched(self, masses, rest=None, parts=1, memory=None, images=1):
+    def watched(self, masses, rest=None, parts=1, memory=None):
         seen.append(None if memory.masses is None else memory.masses.clone())
-        return value(self, masses, rest, parts, memory, images)
+        return value(self, masses, rest, parts, memory)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClosedFormDivergence, "value", watched)
@@ -110,7 +129,8 @@ def test_both_passes_see_the_same_memory_and_a_step_adds_to_it_once(tmp_path):
     assert [masses is None for masses in seen] == [True, True, False, False, False, False]
     assert torch.equal(seen[2], seen[3])
     assert not torch.equal(seen[3], seen[4])
-    assert trainer.objective.memory.images.item() == pytest.approx(2 * (0.5 + 0.25 + 0.125))
+    images = trainer.objective.memory.masses[0].sum() / 32**2  # a pixel has a mass of 1
+    assert images.item() == pytest.approx(2 * (0.5 + 0.25 + 0.125))
 
 
 def test_an_abandoned_step_leaves_the_memory_as_it_was(tmp_path):
@@ -132,7 +152,6 @@ def test_a_checkpoint_holds_the_memory(tmp_path):
     second = tiny_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(second.objective.memory.masses, first.objective.memory.masses)
-    assert second.objective.memory.images == first.objective.memory.images
     memory = MassMemory(0.5)
     with pytest.raises(ValueError, match="divergence_memory=0"):
         memory.load(tmp_path / "checkpoint-2" / "teacher", torch.device("cpu"))

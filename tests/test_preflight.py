@@ -6,7 +6,8 @@ from transformers import TrainerCallback
 
 from dim_hf.trainer.preflight import checkpoint_bytes, run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
-from tests.tiny import TinyImages, tiny_trainer
+from tests.test_trainer_step import Recording
+from tests.tiny import TinyImages, tiny_model, tiny_trainer
 
 
 class Forbidden(TrainerCallback):
@@ -157,3 +158,17 @@ def test_time_is_said_in_minutes_or_hours(seconds, said):
     unknown = dict.fromkeys(PreflightReport.__dataclass_fields__, 0)
     known = {"device": "CPU", "steps": 1000, "seconds_per_step": seconds, "failure": None, "advice": ()}
     assert f"to finish    {said}" in str(PreflightReport(**unknown | known))
+
+
+def test_it_takes_one_step_at_half_the_resolution_where_the_run_would(tmp_path):
+    """What cannot be done there is found; what is timed is at the full resolution."""
+    trainer = tiny_trainer(tmp_path / "run", trainer_class=Recording, half_resolution_ratio=0.5, max_steps=8)
+    run_dry(trainer)
+    sides = [window[0].pixel_values.shape[-1] for window in trainer.windows]
+    assert sides == [16] + [32] * (len(sides) - 1)
+
+
+def test_it_estimates_no_clean_statistics(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path, tiny_model(norm="batch"), final_statistics="clean", max_steps=8)
+    monkeypatch.setattr(trainer, "_estimate_clean_statistics", lambda: pytest.fail("of a run that is not finished"))
+    assert run_dry(trainer).fits

@@ -40,7 +40,9 @@ def test_an_image_of_one_row_has_no_half():
         at_half_resolution(batch)
 
 
-@pytest.mark.parametrize(("ratio", "sides"), [(0.0, [32] * 4), (0.5, [16, 16, 32, 32]), (0.6, [16, 16, 16, 32])])
+@pytest.mark.parametrize(
+    ("ratio", "sides"), [(0.0, [32] * 4), (0.5, [16, 16, 32, 32]), (0.7, [16, 16, 16, 32]), (0.99, [16, 16, 16, 32])]
+)
 def test_the_first_steps_see_half_the_sides(tmp_path, ratio, sides):
     trainer = tiny_trainer(tmp_path, trainer_class=Recording, half_resolution_ratio=ratio, max_steps=4, rho=0.1)
     trainer.train()

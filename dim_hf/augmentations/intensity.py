@@ -31,7 +31,7 @@ class StrongDraws:
         by_channel: (N,), whether each channel is an image of its own for the three above (its range, its mean).
         bias: (N, *g), logarithm of the bias field at its control points; 0 changes nothing.
         grey: (N,), whether the colors are dropped.
-        blur_sigma: (N,), standard deviation of the blur in pixels of `StrongView.blur_side`; 0 changes nothing.
+        blur_sigma: (N,), standard deviation of the blur in pixels (of an image of `StrongView.blur_side`); 0: none.
         noise_std: (N,), standard deviation of the noise as a fraction of the image's range; 0 changes nothing.
         noise_seeds: (N,), int64, what the noise is made from.
         invert: (N,), whether bright and dark are exchanged.
@@ -121,7 +121,7 @@ class StrongView:
             raise ValueError(f"StrongView.bias_strength must lie in [0, 2], found {self.bias_strength!r}")
         if self.bias_points < MINIMUM_CONTROL_POINTS:
             raise ValueError(f"StrongView.bias_points must be at least 4, found {self.bias_points!r}")
-        if self.blur_side is not None and self.blur_side < 1:
+        if self.blur_side is not None and not 1 <= self.blur_side < math.inf:
             raise ValueError(f"StrongView.blur_side must be None or at least 1 pixel, found {self.blur_side!r}")
         if len(set(self.blur_axes)) != len(self.blur_axes) or not set(self.blur_axes) <= {-1, -2, -3}:
             raise ValueError(f"StrongView.blur_axes must be different axes among -1, -2, -3, found {self.blur_axes!r}")

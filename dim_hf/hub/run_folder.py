@@ -79,8 +79,14 @@ class FinishedRun:
 
     @property
     def learned_unlabeled(self) -> bool:
-        """Whether anything was learned from the images without outlines."""
-        return self.weight_of("consistency_weight") > 0 or self.weight_of("divergence_weight") > 0
+        """Whether anything was learned from the images without outlines, were it only what to normalise by."""
+        weights = self.weight_of("consistency_weight") > 0 or self.weight_of("divergence_weight") > 0
+        return weights or (self.has_clean_statistics and self.split.get("unlabeled", {}).get("images", 0) > 0)
+
+    @property
+    def has_clean_statistics(self) -> bool:
+        """Whether the network normalises by training images as they are."""
+        return self.results.get("job", {}).get("training", {}).get("final_statistics") == "clean"
 
     def weight_of(self, argument: str) -> float:
         """A weight among the training arguments; 0 where it is not stated."""

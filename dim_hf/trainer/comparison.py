@@ -48,7 +48,7 @@ def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> 
 
     A setting without unlabeled images gets that many more labeled ones in each step, but no more than
     there are labels: with fewer labels than images a step it sees fewer images, and the caption of
-    `format_summary` says how many. `upper-bound` is `supervised` with every training image of every
+    `format_summary` says how many. `upper-bound` is `supervised-statistics` with every training image of every
     domain labeled.
 
     Args:

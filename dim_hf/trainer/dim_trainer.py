@@ -35,7 +35,7 @@ from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.resolution import at_half_resolution, is_half_resolution
 from dim_hf.trainer.step_objective import StepObjective
-from dim_hf.trainer.streams import clean_batches, make_batch_sampler
+from dim_hf.trainer.streams import check_clean_pool, clean_batches, make_batch_sampler
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
 from dim_hf.trainer.termination import heed_only_parent
 from dim_hf.trainer.views import StepInputs, ViewMaker
@@ -108,8 +108,12 @@ class DimTrainer(TeacherStudentTrainer):
         check_launch(args)
         if getattr(model.config, "deep_supervision", False):
             raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
-        if args.final_statistics == "clean" and not has_running_statistics(model):
-            raise ValueError('final_statistics="clean" needs batch normalisation, the model has none: leave it out')
+        if args.final_statistics == "clean":
+            if not has_running_statistics(model):
+                raise ValueError(
+                    'final_statistics="clean" needs batch normalisation, the model has none: leave it out'
+                )
+            check_clean_pool(args, labeled_dataset, unlabeled_dataset)
         self.batch_sampler = make_batch_sampler(args, labeled_dataset, unlabeled_dataset)
         if args.world_size > 1 and args.sync_batch_norm and args.perturbation_scope == "global":
             model = synchronize_batch_norm(model, args.device)
@@ -154,24 +158,29 @@ class DimTrainer(TeacherStudentTrainer):
         return batches, num_items_in_batch
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `ResumableTrainer`; then, with `final_statistics="clean"`, both networks' statistics anew."""
+        """As `ResumableTrainer.train`; then, with `final_statistics="clean"`, the statistics of both networks anew."""
         output = super().train(*args, **kwargs)
         if self.args.final_statistics == "clean":
-            for network in (self.model, self.teacher):
-                self._estimate_clean_statistics(network)
+            self._estimate_clean_statistics()
         return output
 
-    def _estimate_clean_statistics(self, network: nn.Module) -> None:
-        network.eval()
+    def _estimate_clean_statistics(self) -> None:
+        networks = nn.ModuleList([self.model, self.teacher]).eval()
 
         def forward(images: Tensor) -> None:
             images = self.views.arrange(images.to(self.args.device, self.model.dtype))
             with self.accelerator.autocast():
-                network(pixel_values=images)
+                for network in networks:
+                    network(pixel_values=images)
 
         batches = clean_batches(self.args, self.train_dataset.labeled, self.train_dataset.unlabeled)
-        estimate_running_statistics(network, batches, forward)
-        average_running_statistics(network)
+        left_out = estimate_running_statistics(networks, batches, forward)
+        average_running_statistics(networks)
+        if left_out:
+            logger.warning(
+                "clean statistics: %d batches were left out, they gave values that are not finite: an image may hold "
+                "extreme values (`dim-hf doctor`)", left_out,
+            )  # fmt: skip
 
     # ---- the two-pass step
 

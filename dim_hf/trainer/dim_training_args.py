@@ -32,8 +32,8 @@ class DimTrainingArguments(TrainingArguments):
 
     The objective is L = L_sup + λ_con w(t) L_con + λ_div w(t) L_div, its gradient taken at
     θ + ε in the neighbourhood of radius ρ. The formulas are our reconstruction of arXiv 2411.12350 from established
-    parts; each argument names its symbol. The ablations of the method are settings of
-    `consistency_weight`, `divergence_weight` and `rho` (see `dim_hf.trainer.ablations`).
+    parts; each argument names its symbol. The ablations of the method are settings of `consistency_weight`,
+    `divergence_weight`, `rho` and `final_statistics` (see `dim_hf.trainer.ablations`).
 
     Arguments of transformers with other defaults here: `learning_rate` 1e-3 and `weight_decay`
     1e-4 (a network trained from scratch), `lr_scheduler_type` "polynomial" with power 0.9 (the
@@ -138,9 +138,9 @@ class DimTrainingArguments(TrainingArguments):
         FINAL_STATISTICS,
         "What the finished networks normalise by, with batch normalisation: the running statistics of the strong "
         "views that they were trained on, or those of the training images as they are, of all sites, labeled or not "
-        "(estimated anew at the final weights; arXiv 2105.07576, 1603.04779). Strong views are not what a network "
-        "is used on: by their statistics, inner structures are drawn too small. Checkpoints, and scores during the "
-        "training, are by running ones.",
+        "(estimated anew at the final weights, on at most 512 of them; arXiv 2105.07576, 1603.04779). Strong views "
+        "are not what a network is used on: by their statistics, inner structures are drawn too small. Checkpoints, "
+        "and scores during the training, are by running ones.",
     )
     confidence_threshold: float = _number(
         0.95,
@@ -216,6 +216,11 @@ class DimTrainingArguments(TrainingArguments):
     def uses_unlabeled_images(self) -> bool:
         """Whether any term of the objective looks at unlabeled images; without one, nothing is mixed either."""
         return self.consistency_weight > 0 or self.divergence_weight > 0
+
+    @property
+    def sees_unlabeled_images(self) -> bool:
+        """Whether the finished network depends on unlabeled images: by the objective, or by what it normalises by."""
+        return self.uses_unlabeled_images or self.final_statistics == "clean"
 
     @property
     def unlabeled_images_per_step(self) -> int:

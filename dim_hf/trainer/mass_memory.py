@@ -23,33 +23,29 @@ class MassMemory:
 
     Attributes:
         masses: (2, cells, classes), labeled and unlabeled, of all processes; None before the first step.
-        images: scalar, how many labeled images the masses stand for, decayed alike.
     """
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.masses: Tensor | None = None
-        self.images: Tensor | None = None
-        self._new: list[tuple[Tensor, int]] = []
+        self._new: list[Tensor] = []
 
-    def accumulate(self, masses: Tensor, images: int) -> None:
+    def accumulate(self, masses: Tensor) -> None:
         """Note the masses of one micro-batch of this step.
 
         Args:
             masses: (2, cells, classes).
-            images: how many labeled ones they are of.
         """
-        self._new.append((masses.detach(), images))
+        self._new.append(masses.detach())
 
     def step(self, sum_over_processes: Callable[[Tensor], Tensor]) -> None:
         """Take in what was noted, by all processes, and let it and the rest decay by one step."""
         if not self._new:
             return
-        masses = sum_over_processes(torch.stack([masses for masses, _ in self._new]).sum(0))
-        count = sum_over_processes(masses.new_tensor(float(sum(images for _, images in self._new))))
+        masses = sum_over_processes(torch.stack(self._new).sum(0))
         if self.masses is not None:
-            masses, count = masses + self.masses, count + self.images
-        self.masses, self.images = self.decay * masses, self.decay * count
+            masses = masses + self.masses
+        self.masses = self.decay * masses
         self.discard()
 
     def discard(self) -> None:
@@ -59,7 +55,7 @@ class MassMemory:
     def save(self, folder: Path) -> None:
         """Write the masses into a checkpoint folder; nothing before the first step."""
         if self.masses is not None:
-            save_file({"masses": self.masses.cpu(), "images": self.images.cpu()}, folder / MEMORY_FILE)
+            save_file({"masses": self.masses.cpu()}, folder / MEMORY_FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Read what `save` wrote.
@@ -72,5 +68,4 @@ class MassMemory:
                 f"{folder} has no {MEMORY_FILE}: that run had no memory of class masses, so go on with its "
                 "divergence_estimator and divergence_memory=0"
             )
-        saved = load_file(folder / MEMORY_FILE)
-        self.masses, self.images = saved["masses"].to(device), saved["images"].to(device)
+        self.masses = load_file(folder / MEMORY_FILE)["masses"].to(device)

@@ -232,7 +232,8 @@ def _dry(trainer: DimTrainer, folder: str) -> Iterator[None]:
         "output_dir": folder,
         "max_steps": WARM_UP_STEPS + TIMED_STEPS,
         "final_statistics": "running",
-        "half_resolution_ratio": 0.0,  # the cost at full resolution: what must fit
+        # Whether a step at half the resolution is possible at all, and the cost of those at the full one.
+        "half_resolution_ratio": min(trainer.args.half_resolution_ratio, 1 / (WARM_UP_STEPS + TIMED_STEPS)),
         "save_strategy": "no",
         "eval_strategy": "no",
         "logging_strategy": "no",

@@ -90,7 +90,7 @@ class StepObjective:
         rest = batch.rest if parts > 1 else None
         if parts > 1 and rest is None:  # the only micro-batch of its process
             rest = self._sum_over_processes(masses.detach()) - masses.detach()
-        return self.closed_form.value(masses, rest, parts, self.memory, len(logits[0]))
+        return self.closed_form.value(masses, rest, parts, self.memory)
 
     def observe(self, logits: Logits, micro_batches: int) -> None:
         """Learn from the first pass on one micro-batch, for what is updated once a step: the critic, the memory.
@@ -103,7 +103,7 @@ class StepObjective:
             self.critic.accumulate(*logits, 1 / micro_batches)
         if self.memory is not None:
             with torch.no_grad():
-                self.memory.accumulate(self.closed_form.masses(logits), len(logits[0]))
+                self.memory.accumulate(self.closed_form.masses(logits))
 
     def step(self, mean_over_processes: Callable[[Tensor], Tensor]) -> None:
         """After the student's step: take in what was observed."""

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
+from dim_hf.data.collator import collate
 from dim_hf.data.sampler import SampleStream, TwoStreamBatchSampler
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
@@ -64,20 +64,43 @@ def clean_batches(
 
     Yields:
         (N, C, *S), on the CPU.
+
+    Raises:
+        ValueError: as `check_clean_pool`, or for images of different sizes.
     """
-    parts = {"labeled_dataset": labeled} | ({"unlabeled_dataset": unlabeled} if unlabeled is not None else {})
+    parts = _clean_pool(labeled, unlabeled)
     images = ConcatDataset(parts.values())
     domains = (
         [domain for name, part in parts.items() for domain in _domains(part, name)] if args.balance_domains else None
     )
-    stream = SampleStream("clean", len(images), args.seed, domains)
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    stream = SampleStream("clean", len(images), seed, domains)
     count, share = min(limit, len(images)), args.per_device_train_batch_size
     size = share * args.world_size
     for start in range(0, max(count - size, 0) + 1, size):
         places = range(start, min(start + size, count))
         if len(places) == size:
             places = places[share * args.process_index :][:share]
-        yield torch.stack([torch.as_tensor(images[stream.index_at(place)]["pixel_values"]) for place in places])
+        samples = [{"pixel_values": images[stream.index_at(place)]["pixel_values"]} for place in places]
+        yield collate(samples)["pixel_values"]
+
+
+def check_clean_pool(args: DimTrainingArguments, labeled: Dataset, unlabeled: Dataset | None) -> None:
+    """Find out before the training what `clean_batches` would stumble over after it.
+
+    Raises:
+        ValueError: if the first images of the two pools differ in shape, or domains are to be balanced and not known.
+    """
+    parts = _clean_pool(labeled, unlabeled)
+    collate([{"pixel_values": part[0]["pixel_values"]} for part in parts.values()])
+    for name, part in parts.items():
+        if args.balance_domains:
+            _domains(part, name)
+
+
+def _clean_pool(labeled: Dataset, unlabeled: Dataset | None) -> dict[str, Dataset]:
+    parts = {"labeled_dataset": labeled}
+    return parts | ({"unlabeled_dataset": unlabeled} if unlabeled is not None and len(unlabeled) else {})
 
 
 def _domains(dataset: Dataset, name: str) -> list[str]:

@@ -76,7 +76,6 @@ class ClosedFormDivergence:
         rest: Tensor | None = None,
         parts: int = 1,
         memory: MassMemory | None = None,
-        images: int = 1,
     ) -> Tensor:
         """D of the whole step, with this micro-batch's part of the gradient.
 
@@ -88,13 +87,12 @@ class ClosedFormDivergence:
             rest: masses of all others at the same weights, or None where there is no other.
             parts: micro-batches times processes, by which the gradient will be divided later.
             memory: masses of earlier steps.
-            images: labeled images of this micro-batch.
         """
         others = [] if rest is None else [rest]
         factor = parts
         if memory is not None and memory.masses is not None:
             others.append(memory.masses)
-            factor = parts + memory.images / images
+            factor = parts + memory.masses[0].sum() / masses[0].detach().sum()  # by pixels, whatever the resolution
         if others:
             own = masses.detach()
             masses = sum(others, own) + factor * (masses - own)
