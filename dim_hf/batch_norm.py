@@ -51,9 +51,9 @@ def average_running_statistics(model: nn.Module) -> None:
 
 @torch.no_grad()
 def estimate_running_statistics(
-    network: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], Any]
+    network: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], Any], share: float = 1.0
 ) -> int:
-    """Make the running statistics those of all images of the batches: means, and variances about these means.
+    """Move the running statistics to those of all images of the batches: means, and variances about these means.
 
     Source: arXiv 2105.07576, section 3 ("precise" statistics, at the final weights); with images of another site,
     arXiv 1603.04779 (AdaBN). Everything but the normalisation layers stays as it is and runs in the mode that it has.
@@ -63,6 +63,7 @@ def estimate_running_statistics(
         network: changed in place; layers without running statistics are left alone.
         batches: network inputs, (N, C, *S) each, of equal size; without any, nothing changes.
         forward: runs the network on one of them.
+        share: in [0, 1], how far they are moved; 1 replaces them.
 
     Returns:
         How many batches were left out, since they gave values that are not finite.
@@ -83,7 +84,7 @@ def estimate_running_statistics(
             estimate.restore()
         raise
     for estimate in estimates:
-        estimate.write()
+        estimate.write(share)
     return left_out
 
 
@@ -117,13 +118,14 @@ class _Estimate:
         for name, value in buffers.items():
             getattr(self.layer, name).copy_(value)
 
-    def write(self) -> None:
+    def write(self, share: float) -> None:
         self.restore()
         if self.count == 0:
             return
         mean, square, variance = self.sums / self.count
-        self.layer.running_mean.copy_(mean)
-        self.layer.running_var.copy_(variance + square - mean.square())  # within batches, and between them
+        variance = variance + square - mean.square()  # within batches, and between them
+        for buffer, value in ((self.layer.running_mean, mean), (self.layer.running_var, variance)):
+            buffer.copy_(buffer.double().cpu().lerp(value, share))
         self.layer.num_batches_tracked.fill_(self.count)
 
 

@@ -13,7 +13,7 @@ import click
 from dim_hf.cli.errors import user_errors
 from dim_hf.trainer.ablations import ABLATIONS
 
-# Without final_statistics="clean", supervised-statistics is supervised once more.
+# Without clean_statistics, supervised-statistics is supervised once more.
 _SETTINGS = (*(name for name in ABLATIONS if name != "supervised-statistics"), "upper-bound")
 
 

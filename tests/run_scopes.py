@@ -81,8 +81,8 @@ def spoil_one_process(trainer):
 CASES = {
     "batch": {"norm": "batch"},
     "batch_teacher": {"norm": "batch", "teacher_statistics": "batch"},
-    "clean": {"norm": "batch", "final_statistics": "clean"},
-    "local_clean": {"norm": "batch", "final_statistics": "clean", "perturbation_scope": "local"},
+    "clean": {"norm": "batch", "clean_statistics": 0.5},
+    "local_clean": {"norm": "batch", "clean_statistics": 0.5, "perturbation_scope": "local"},
     "local": {"norm": "batch", "perturbation_scope": "local"},
     "local_nan": {"norm": "batch", "perturbation_scope": "local", "spoil": True},
     "global_nan": {"norm": "batch", "spoil": True},

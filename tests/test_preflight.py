@@ -169,6 +169,6 @@ def test_it_takes_one_step_at_half_the_resolution_where_the_run_would(tmp_path):
 
 
 def test_it_estimates_no_clean_statistics(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, tiny_model(norm="batch"), final_statistics="clean", max_steps=8)
+    trainer = tiny_trainer(tmp_path, tiny_model(norm="batch"), clean_statistics=1.0, max_steps=8)
     monkeypatch.setattr(trainer, "_estimate_clean_statistics", lambda: pytest.fail("of a run that is not finished"))
     assert run_dry(trainer).fits

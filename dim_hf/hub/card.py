@@ -27,7 +27,7 @@ _CHANNELS = {1: "grey", 3: "color"}
 # Arguments of the method that a card names, in their order; the rest is in job.json.
 _SETTINGS = (
     "learning_rate", "labeled_batch_size", "unlabeled_batch_size", "consistency_weight", "divergence_weight",
-    "f_divergence", "divergence_estimator", "rho", "adaptive", "ema_decay", "final_statistics",
+    "f_divergence", "divergence_estimator", "rho", "adaptive", "ema_decay", "clean_statistics",
     "half_resolution_ratio", "seed",
 )  # fmt: skip
 # Weight of each part of the method, and what it does where it is not 0.
@@ -266,7 +266,7 @@ def _method(run: FinishedRun) -> str:
     if not used:
         used = ["supervised: the network learned from the outlined images alone"]
     if run.has_clean_statistics:
-        used.append("what it normalises by was estimated on all images of the training, with and without outlines")
+        used.append("what it normalises by was estimated on images of the training with and without outlines")
     return "; ".join(used)
 
 

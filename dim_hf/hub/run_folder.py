@@ -85,8 +85,8 @@ class FinishedRun:
 
     @property
     def has_clean_statistics(self) -> bool:
-        """Whether the network normalises by training images as they are."""
-        return self.results.get("job", {}).get("training", {}).get("final_statistics") == "clean"
+        """Whether training images as they are have a part in what the network normalises by."""
+        return self.weight_of("clean_statistics") > 0
 
     def weight_of(self, argument: str) -> float:
         """A weight among the training arguments; 0 where it is not stated."""

@@ -8,7 +8,7 @@ _OFF = {
     "consistency": {"consistency_weight": 0.0},
     "divergence": {"divergence_weight": 0.0},
     "sharpness": {"rho": 0.0},
-    "statistics": {"final_statistics": "running"},
+    "statistics": {"clean_statistics": 0.0},
 }
 
 # What each setting leaves out of the full method.

@@ -108,10 +108,10 @@ class DimTrainer(TeacherStudentTrainer):
         check_launch(args)
         if getattr(model.config, "deep_supervision", False):
             raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
-        if args.final_statistics == "clean":
+        if args.clean_statistics > 0:
             if not has_running_statistics(model):
                 raise ValueError(
-                    'final_statistics="clean" needs batch normalisation, the model has none: leave it out'
+                    f"clean_statistics is {args.clean_statistics}, but the model has no batch normalisation: set 0"
                 )
             check_clean_pool(args, labeled_dataset, unlabeled_dataset)
         self.batch_sampler = make_batch_sampler(args, labeled_dataset, unlabeled_dataset)
@@ -158,9 +158,9 @@ class DimTrainer(TeacherStudentTrainer):
         return batches, num_items_in_batch
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `ResumableTrainer.train`; then, with `final_statistics="clean"`, the statistics of both networks anew."""
+        """As `ResumableTrainer.train`; then the statistics of both networks, where `clean_statistics` asks for it."""
         output = super().train(*args, **kwargs)
-        if self.args.final_statistics == "clean":
+        if self.args.clean_statistics > 0:
             self._estimate_clean_statistics()
         return output
 
@@ -174,7 +174,7 @@ class DimTrainer(TeacherStudentTrainer):
                     network(pixel_values=images)
 
         batches = clean_batches(self.args, self.train_dataset.labeled, self.train_dataset.unlabeled)
-        left_out = estimate_running_statistics(networks, batches, forward)
+        left_out = estimate_running_statistics(networks, batches, forward, self.args.clean_statistics)
         average_running_statistics(networks)
         if left_out:
             logger.warning(

@@ -12,7 +12,6 @@ from dim_hf.sharpness import ASCENT_OBJECTIVES
 SCORED_MODELS = ("teacher", "student")
 LABELED_VIEWS = ("weak", "strong")
 TEACHER_STATISTICS = ("running", "batch")
-FINAL_STATISTICS = ("running", "clean")
 STRONG_VIEWS = ("auto", "color", "mri", "microscopy")
 PERTURBATION_SCOPES = ("global", "local")
 SELECTIONS = ("validation", "last", "test-legacy")
@@ -33,7 +32,7 @@ class DimTrainingArguments(TrainingArguments):
     The objective is L = L_sup + λ_con w(t) L_con + λ_div w(t) L_div, its gradient taken at
     θ + ε in the neighbourhood of radius ρ. The formulas are our reconstruction of arXiv 2411.12350 from established
     parts; each argument names its symbol. The ablations of the method are settings of `consistency_weight`,
-    `divergence_weight`, `rho` and `final_statistics` (see `dim_hf.trainer.ablations`).
+    `divergence_weight`, `rho` and `clean_statistics` (see `dim_hf.trainer.ablations`).
 
     Arguments of transformers with other defaults here: `learning_rate` 1e-3 and `weight_decay`
     1e-4 (a network trained from scratch), `lr_scheduler_type` "polynomial" with power 0.9 (the
@@ -133,14 +132,14 @@ class DimTrainingArguments(TrainingArguments):
         "structures better at foreign sites; it needs some images a step and process, and `balance_domains` where "
         "sites differ in size.",
     )
-    final_statistics: str = _choice(
-        "running",
-        FINAL_STATISTICS,
-        "What the finished networks normalise by, with batch normalisation: the running statistics of the strong "
-        "views that they were trained on, or those of the training images as they are, of all sites, labeled or not "
-        "(estimated anew at the final weights, on at most 512 of them; arXiv 2105.07576, 1603.04779). Strong views "
-        "are not what a network is used on: by their statistics, inner structures are drawn too small. Checkpoints, "
-        "and scores during the training, are by running ones.",
+    clean_statistics: float = _number(
+        0.0,
+        "Share in [0, 1] of clean images in what the finished networks normalise by, with batch normalisation: their "
+        "running statistics are those of the strong views that they were trained on; at 1 they become those of the "
+        "training images as they are, of all sites, labeled or not (estimated at the final weights, on at most 512 of "
+        "them; arXiv 2105.07576, 1603.04779). Strong views are not what a network is used on: by their statistics, "
+        "inner structures are drawn too small; by clean ones alone, outer structures may be drawn too large. "
+        "Checkpoints, and scores during the training, are by running ones.",
     )
     confidence_threshold: float = _number(
         0.95,
@@ -220,7 +219,7 @@ class DimTrainingArguments(TrainingArguments):
     @property
     def sees_unlabeled_images(self) -> bool:
         """Whether the finished network depends on unlabeled images: by the objective, or by what it normalises by."""
-        return self.uses_unlabeled_images or self.final_statistics == "clean"
+        return self.uses_unlabeled_images or self.clean_statistics > 0
 
     @property
     def unlabeled_images_per_step(self) -> int:
@@ -250,6 +249,7 @@ class DimTrainingArguments(TrainingArguments):
             "cutmix_probability": (0, 1),
             "amplitude_mixing_probability": (0, 1),
             "half_resolution_ratio": (0, 1),
+            "clean_statistics": (0, 1),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -275,7 +275,6 @@ class DimTrainingArguments(TrainingArguments):
             "perturbation_scope": PERTURBATION_SCOPES,
             "teacher_buffers": TEACHER_BUFFERS,
             "teacher_statistics": TEACHER_STATISTICS,
-            "final_statistics": FINAL_STATISTICS,
             "scored_model": SCORED_MODELS,
             "strong_view": STRONG_VIEWS,
             "labeled_view": LABELED_VIEWS,

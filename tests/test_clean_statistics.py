@@ -36,6 +36,15 @@ def test_means_and_variances_are_those_of_all_images_however_they_are_cut(size, 
     assert (layer.training, layer.momentum) == (False, 0.3)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_moves_them_so_far(share):
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 4
+    layer = nn.BatchNorm2d(1).eval()
+    estimate_running_statistics(layer, [images], layer, share)
+    assert layer.running_mean.item() == pytest.approx(share * images.mean().item(), rel=1e-5)
+    assert layer.running_var.item() == pytest.approx(1 - share + share * images.var().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), 1e25])
 def test_batches_that_are_not_finite_are_left_out(bad):
     good = [torch.rand(4, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
@@ -114,14 +123,14 @@ def test_batches_are_the_images_as_they_are_of_all_sites(tmp_path, balanced):
 
 
 def trained(folder, **arguments):
-    settings = {"final_statistics": "clean", "max_steps": 2, "learning_rate": 0.02}
+    settings = {"clean_statistics": 1.0, "max_steps": 2, "learning_rate": 0.02}
     trainer = tiny_trainer(folder, tiny_model(norm="batch"), **settings | arguments)
     trainer.train()
     return trainer
 
 
 def test_finished_networks_have_the_statistics_of_clean_images_and_no_other_weights(tmp_path):
-    clean, running = trained(tmp_path / "clean"), trained(tmp_path / "running", final_statistics="running")
+    clean, running = trained(tmp_path / "clean"), trained(tmp_path / "running", clean_statistics=0.0)
     for name in ("model", "teacher"):
         network, plain = getattr(clean, name), getattr(running, name)
         weights = dict(network.named_parameters())
@@ -138,7 +147,7 @@ def test_finished_networks_have_the_statistics_of_clean_images_and_no_other_weig
 def test_a_finished_run_that_is_resumed_has_them_again(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = trained(tmp_path, **saving)
-    again = tiny_trainer(tmp_path, tiny_model(norm="batch"), final_statistics="clean", max_steps=2, **saving)
+    again = tiny_trainer(tmp_path, tiny_model(norm="batch"), clean_statistics=1.0, max_steps=2, **saving)
     again.train(resume_from_checkpoint="last")
     for key, value in statistics_of(whole.teacher).items():
         torch.testing.assert_close(statistics_of(again.teacher)[key], value)
@@ -162,7 +171,7 @@ def test_faults_of_unlabeled_images_are_found_before_the_training(tmp_path, size
     unlabeled = TinyImages(4, size=size, channels=channels, labels=False)
     labeled = OfDomains(["a"] * 8)
     with pytest.raises(ValueError, match=said):
-        tiny_trainer(tmp_path, tiny_model(norm="batch"), labeled, unlabeled, final_statistics="clean", **off)
+        tiny_trainer(tmp_path, tiny_model(norm="batch"), labeled, unlabeled, clean_statistics=1.0, **off)
 
 
 def test_the_other_network_is_saved_with_clean_statistics_too(tmp_path):
@@ -182,32 +191,32 @@ def test_a_selection_by_running_statistics_says_so(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match='final_statistics="clean" needs batch normalisation, the model has none'):
-        tiny_trainer(tmp_path, final_statistics="clean")
-    with pytest.raises(ValueError, match="final_statistics must be one of running, clean, got 'pool'"):
-        tiny_arguments(tmp_path, final_statistics="pool")
+    with pytest.raises(ValueError, match=r"clean_statistics is 1\.0, but the model has no batch normalisation"):
+        tiny_trainer(tmp_path, clean_statistics=1.0)
+    with pytest.raises(ValueError, match="clean_statistics must be between 0 and 1"):
+        tiny_arguments(tmp_path, clean_statistics=1.5)
 
 
 def test_supervised_baselines_take_nothing_from_unlabeled_images():
-    assert ablation_overrides("supervised")["final_statistics"] == "running"
-    assert ablation_overrides("supervised-sam")["final_statistics"] == "running"
-    assert "final_statistics" not in ablation_overrides("supervised-statistics")
+    assert ablation_overrides("supervised")["clean_statistics"] == 0
+    assert ablation_overrides("supervised-sam")["clean_statistics"] == 0
+    assert "clean_statistics" not in ablation_overrides("supervised-statistics")
 
 
 def test_the_upper_bound_keeps_clean_statistics(tmp_path):
-    words = ["--dataset", "phantom:fundus", "--final_statistics", "clean"]
+    words = ["--dataset", "phantom:fundus", "--clean_statistics", "0.5"]
     found = {
-        name: setting_job(words, name, 0, tmp_path).training.final_statistics for name in ("upper-bound", "supervised")
+        name: setting_job(words, name, 0, tmp_path).training.clean_statistics for name in ("upper-bound", "supervised")
     }
-    assert found == {"upper-bound": "clean", "supervised": "running"}
+    assert found == {"upper-bound": 0.5, "supervised": 0}
 
 
 @pytest.mark.parametrize(("unlabeled", "learned"), [(5, True), (0, False)])
 def test_a_card_does_not_deny_the_images_that_were_normalised_by(tmp_path, unlabeled, learned):
-    training = {"consistency_weight": 0.0, "divergence_weight": 0.0, "final_statistics": "clean"}
+    training = {"consistency_weight": 0.0, "divergence_weight": 0.0, "clean_statistics": 0.5}
     results = {"job": {"training": training}, "split": {"unlabeled": {"images": unlabeled}}}
     run = FinishedRun(tmp_path, results, {}, [])
     assert run.learned_unlabeled == learned
-    assert "what it normalises by was estimated on all images of the training" in _method(run)
-    training["final_statistics"] = "running"
+    assert "what it normalises by was estimated on images of the training" in _method(run)
+    training["clean_statistics"] = 0.0
     assert not run.learned_unlabeled
