@@ -68,14 +68,15 @@ def estimate_running_statistics(
     Returns:
         How many batches were left out, since they gave values that are not finite.
     """
-    estimates = [_Estimate(m) for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = nn.ModuleList(_tracking_layers(network))
+    estimates = [_Estimate(layer) for layer in layers]
     left_out = 0
     try:
         for batch in batches:
             for estimate in estimates:
                 estimate.open()
             forward(batch)
-            finite = all(estimate.is_finite for estimate in estimates)
+            finite = bool(finite_buffers(layers))
             left_out += not finite
             for estimate in estimates:
                 estimate.close(finite)
@@ -102,10 +103,6 @@ class _Estimate:
         self.layer.train()
         self.layer.momentum = 1.0  # this batch's statistics alone
 
-    @property
-    def is_finite(self) -> bool:
-        return bool(torch.isfinite(self.layer.running_mean).all() & torch.isfinite(self.layer.running_var).all())
-
     def close(self, counts: bool) -> None:
         if counts and self.layer.num_batches_tracked > 0:
             mean, variance = (s.double().cpu() for s in (self.layer.running_mean, self.layer.running_var))
@@ -131,7 +128,11 @@ class _Estimate:
 
 def has_running_statistics(network: nn.Module) -> bool:
     """Whether there is a layer whose statistics `estimate_running_statistics` would replace."""
-    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in network.modules())
+    return bool(_tracking_layers(network))
+
+
+def _tracking_layers(network: nn.Module) -> list[_BatchNorm]:
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def finite_buffers(model: nn.Module) -> Tensor:

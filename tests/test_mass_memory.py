@@ -84,7 +84,7 @@ def test_a_memory_of_another_resolution_weighs_by_pixels(conditional):
 
 
 def test_parts_of_a_step_add_up_with_a_memory():
-    """The mean of two micro-batches' gradients is that of one large batch: the memory counts images, not batches."""
+    """The mean of two micro-batches' gradients is that of one large batch: the memory counts pixels, not batches."""
     memory = MassMemory(0.9)
     memory.accumulate(ALONE.masses(some_logits(5)))
     memory.accumulate(ALONE.masses(some_logits(6)))

@@ -130,9 +130,9 @@ def cutmix(labeled: Tensor, unlabeled: Tensor, boxes: MixingBoxes) -> tuple[Tens
 
 def _pasted(images: Tensor, others: Tensor, inside: Tensor) -> Tensor:
     """`images` with the boxes of their partners among `others`."""
-    pairs = len(inside)
     if len(images) == len(others):  # the usual case, without a copy of both
         return torch.where(inside, others, images)
+    pairs = len(inside)
     own, other = (partners(pairs, count).to(inside.device) for count in (len(images), len(others)))
     mixed = torch.where(inside, others[other], images[own])
     return mixed if len(images) == pairs else images.index_copy(0, own, mixed)

@@ -36,13 +36,12 @@ def make_batch_sampler(
     passes = [math.ceil(n / b) for n, b in zip((len(labeled), num_unlabeled), batch_sizes, strict=True) if b]
     # Whole steps: no epoch ends inside an accumulation window or before every process has its batch.
     window = args.gradient_accumulation_steps * args.world_size
-    seed = args.data_seed if args.data_seed is not None else args.seed
     return TwoStreamBatchSampler(
         len(labeled),
         num_unlabeled,
         *batch_sizes,
         batches_per_epoch=math.ceil(max(passes) / window) * window,
-        seed=seed,
+        seed=_stream_seed(args),
         labeled_domains=_domains(labeled, "labeled_dataset") if args.balance_domains else None,
         unlabeled_domains=_domains(unlabeled, "unlabeled_dataset") if args.balance_domains and num_unlabeled else None,
     )
@@ -70,11 +69,7 @@ def clean_batches(
     """
     parts = _clean_pool(labeled, unlabeled)
     images = ConcatDataset(parts.values())
-    domains = (
-        [domain for name, part in parts.items() for domain in _domains(part, name)] if args.balance_domains else None
-    )
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    stream = SampleStream("clean", len(images), seed, domains)
+    stream = SampleStream("clean", len(images), _stream_seed(args), _clean_domains(args, parts))
     count, share = min(limit, len(images)), args.per_device_train_batch_size
     size = share * args.world_size
     for start in range(0, max(count - size, 0) + 1, size):
@@ -93,14 +88,22 @@ def check_clean_pool(args: DimTrainingArguments, labeled: Dataset, unlabeled: Da
     """
     parts = _clean_pool(labeled, unlabeled)
     collate([{"pixel_values": part[0]["pixel_values"]} for part in parts.values()])
-    for name, part in parts.items():
-        if args.balance_domains:
-            _domains(part, name)
+    _clean_domains(args, parts)
 
 
 def _clean_pool(labeled: Dataset, unlabeled: Dataset | None) -> dict[str, Dataset]:
     parts = {"labeled_dataset": labeled}
     return parts | ({"unlabeled_dataset": unlabeled} if unlabeled is not None and len(unlabeled) else {})
+
+
+def _clean_domains(args: DimTrainingArguments, parts: dict[str, Dataset]) -> list[str] | None:
+    if not args.balance_domains:
+        return None
+    return [domain for name, part in parts.items() for domain in _domains(part, name)]
+
+
+def _stream_seed(args: DimTrainingArguments) -> int:
+    return args.data_seed if args.data_seed is not None else args.seed
 
 
 def _domains(dataset: Dataset, name: str) -> list[str]:

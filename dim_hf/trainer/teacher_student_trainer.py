@@ -95,6 +95,10 @@ class TeacherStudentTrainer(ResumableTrainer):
         """The model that is selected, scored and saved: the teacher unless the arguments say otherwise."""
         return self._model_named(self.args.scored_model)
 
+    @property
+    def _other_name(self) -> str:
+        return "student" if self.args.scored_model == "teacher" else "teacher"
+
     def _model_named(self, name: str) -> nn.Module:
         return self.teacher if name == "teacher" else self.model
 
@@ -138,7 +142,7 @@ class TeacherStudentTrainer(ResumableTrainer):
         return metrics
 
     def _evaluate_both(self, dataset: Dataset, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
-        other = "student" if self.args.scored_model == "teacher" else "teacher"
+        other = self._other_name
         loader = self.get_eval_dataloader(dataset)
         metrics: dict[str, float] = {}
         for name, key in ((other, f"{prefix}_{other}"), (self.args.scored_model, prefix)):
@@ -217,8 +221,7 @@ class TeacherStudentTrainer(ResumableTrainer):
         if self.args.should_save:
             self._save_network(self.scored_model, folder)
             if self.args.clean_statistics > 0:  # the other one of the last checkpoint is normalised otherwise
-                other = "student" if self.args.scored_model == "teacher" else "teacher"
-                self._save_network(self._model_named(other), folder / other)
+                self._save_network(self._model_named(self._other_name), folder / self._other_name)
             (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n", encoding="utf-8")
 
     def push_to_hub(self, repo_id: str | None = None, **options: Any) -> str | None:
