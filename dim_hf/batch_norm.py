@@ -1,10 +1,8 @@
-"""Batch normalisation: over the images of all processes, and with running statistics estimated anew.
+"""Batch normalisation over the images of all processes, so that a process's share of a batch is normalised as in it.
 
-A process's share of a batch must be normalised as in the whole batch. torch's `SyncBatchNorm` does this on GPUs only;
-its rule, in plain differentiable operations, serves CPUs.
+torch's `SyncBatchNorm` does this on GPUs only; its rule, in plain differentiable operations, serves CPUs.
 """
 
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -47,92 +45,6 @@ def average_running_statistics(model: nn.Module) -> None:
     mean /= dist.get_world_size()
     for buffer, values in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.copy_(values.view_as(buffer))
-
-
-@torch.no_grad()
-def estimate_running_statistics(
-    network: nn.Module, batches: Iterable[Tensor], forward: Callable[[Tensor], Any], share: float = 1.0
-) -> int:
-    """Move the running statistics to those of all images of the batches: means, and variances about these means.
-
-    Source: arXiv 2105.07576, section 3 ("precise" statistics, at the final weights); with images of another site,
-    arXiv 1603.04779 (AdaBN). Everything but the normalisation layers stays as it is and runs in the mode that it has.
-    Layers that no batch reaches keep what they have, and so do all of them if an error is raised.
-
-    Args:
-        network: changed in place; layers without running statistics are left alone.
-        batches: network inputs, (N, C, *S) each, of equal size; without any, nothing changes.
-        forward: runs the network on one of them.
-        share: in [0, 1], how far they are moved; 1 replaces them.
-
-    Returns:
-        How many batches were left out, since they gave values that are not finite.
-    """
-    layers = nn.ModuleList(_tracking_layers(network))
-    estimates = [_Estimate(layer) for layer in layers]
-    left_out = 0
-    try:
-        for batch in batches:
-            for estimate in estimates:
-                estimate.open()
-            forward(batch)
-            finite = bool(finite_buffers(layers))
-            left_out += not finite
-            for estimate in estimates:
-                estimate.close(finite)
-    except BaseException:
-        for estimate in estimates:
-            estimate.restore()
-        raise
-    for estimate in estimates:
-        estimate.write(share)
-    return left_out
-
-
-class _Estimate:
-    """What is added up for one layer, in float64, from each batch's own statistics."""
-
-    def __init__(self, layer: _BatchNorm) -> None:
-        self.layer = layer
-        self.before = (layer.training, layer.momentum, {name: b.clone() for name, b in layer.named_buffers()})
-        self.sums = torch.zeros(3, layer.num_features, dtype=torch.float64)
-        self.count = 0
-
-    def open(self) -> None:
-        self.layer.reset_running_stats()  # a value that is not finite would outlive even a momentum of 1
-        self.layer.train()
-        self.layer.momentum = 1.0  # this batch's statistics alone
-
-    def close(self, counts: bool) -> None:
-        if counts and self.layer.num_batches_tracked > 0:
-            mean, variance = (s.double().cpu() for s in (self.layer.running_mean, self.layer.running_var))
-            self.sums += torch.stack([mean, mean.square(), variance])
-            self.count += 1
-
-    def restore(self) -> None:
-        training, self.layer.momentum, buffers = self.before
-        self.layer.train(training)
-        for name, value in buffers.items():
-            getattr(self.layer, name).copy_(value)
-
-    def write(self, share: float) -> None:
-        self.restore()
-        if self.count == 0:
-            return
-        mean, square, variance = self.sums / self.count
-        variance = variance + square - mean.square()  # within batches, and between them
-        for buffer, value in ((self.layer.running_mean, mean), (self.layer.running_var, variance)):
-            buffer.copy_(buffer.double().cpu().lerp(value, share))
-        self.layer.num_batches_tracked.fill_(self.count)
-
-
-def has_running_statistics(network: nn.Module) -> bool:
-    """Whether there is a layer whose statistics `estimate_running_statistics` would replace."""
-    return bool(_tracking_layers(network))
-
-
-def _tracking_layers(network: nn.Module) -> list[_BatchNorm]:
-    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
 
 def finite_buffers(model: nn.Module) -> Tensor:

@@ -81,8 +81,6 @@ def spoil_one_process(trainer):
 CASES = {
     "batch": {"norm": "batch"},
     "batch_teacher": {"norm": "batch", "teacher_statistics": "batch"},
-    "clean": {"norm": "batch", "clean_statistics": 0.5},
-    "local_clean": {"norm": "batch", "clean_statistics": 0.5, "perturbation_scope": "local"},
     "local": {"norm": "batch", "perturbation_scope": "local"},
     "local_nan": {"norm": "batch", "perturbation_scope": "local", "spoil": True},
     "global_nan": {"norm": "batch", "spoil": True},

@@ -164,11 +164,11 @@ def test_ablations_turn_parts_off():
         "teacher-student-divergence",
         "teacher-student-sam",
         "dim",
-        "supervised-statistics",
+        "supervised-strong",
     ]
     off = {"consistency_weight": 0.0, "divergence_weight": 0.0, "rho": 0.0}
-    assert ablation_overrides("supervised-statistics") == off
-    assert ablation_overrides("supervised") == off | {"clean_statistics": 0.0}
+    assert ablation_overrides("supervised") == off
+    assert ablation_overrides("supervised-strong") == off | {"weak_view_ratio": 0.0}
     assert ablation_overrides("dim") == {}
     with pytest.raises(ValueError, match="unknown ablation"):
         ablation_overrides("fixmatch")

@@ -7,7 +7,7 @@ from transformers import TrainerCallback
 from dim_hf.trainer.preflight import checkpoint_bytes, run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
 from tests.test_trainer_step import Recording
-from tests.tiny import TinyImages, tiny_model, tiny_trainer
+from tests.tiny import TinyImages, tiny_trainer
 
 
 class Forbidden(TrainerCallback):
@@ -166,9 +166,3 @@ def test_it_takes_one_step_at_half_the_resolution_where_the_run_would(tmp_path):
     run_dry(trainer)
     sides = [window[0].pixel_values.shape[-1] for window in trainer.windows]
     assert sides == [16] + [32] * (len(sides) - 1)
-
-
-def test_it_estimates_no_clean_statistics(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, tiny_model(norm="batch"), clean_statistics=1.0, max_steps=8)
-    monkeypatch.setattr(trainer, "_estimate_clean_statistics", lambda: pytest.fail("of a run that is not finished"))
-    assert run_dry(trainer).fits

@@ -27,8 +27,8 @@ _CHANNELS = {1: "grey", 3: "color"}
 # Arguments of the method that a card names, in their order; the rest is in job.json.
 _SETTINGS = (
     "learning_rate", "labeled_batch_size", "unlabeled_batch_size", "consistency_weight", "divergence_weight",
-    "f_divergence", "divergence_estimator", "rho", "adaptive", "ema_decay", "clean_statistics",
-    "half_resolution_ratio", "seed",
+    "f_divergence", "divergence_estimator", "rho", "adaptive", "ema_decay",
+    "half_resolution_ratio", "weak_view_ratio", "seed",
 )  # fmt: skip
 # Weight of each part of the method, and what it does where it is not 0.
 _METHOD = {
@@ -263,11 +263,7 @@ def _drift(run: FinishedRun) -> str:
 def _method(run: FinishedRun) -> str:
     """The parts of the method that this run used, in words."""
     used = [text for name, text in _METHOD.items() if run.weight_of(name) > 0]
-    if not used:
-        used = ["supervised: the network learned from the outlined images alone"]
-    if run.has_clean_statistics:
-        used.append("what it normalises by was estimated on images of the training with and without outlines")
-    return "; ".join(used)
+    return "; ".join(used) if used else "supervised: the network learned from the outlined images alone"
 
 
 def _uses(run: FinishedRun) -> list[tuple[str, Mapping[str, Any]]]:

@@ -79,14 +79,8 @@ class FinishedRun:
 
     @property
     def learned_unlabeled(self) -> bool:
-        """Whether anything was learned from the images without outlines, were it only what to normalise by."""
-        weights = self.weight_of("consistency_weight") > 0 or self.weight_of("divergence_weight") > 0
-        return weights or (self.has_clean_statistics and self.split.get("unlabeled", {}).get("images", 0) > 0)
-
-    @property
-    def has_clean_statistics(self) -> bool:
-        """Whether training images as they are have a part in what the network normalises by."""
-        return self.weight_of("clean_statistics") > 0
+        """Whether anything was learned from the images without outlines."""
+        return self.weight_of("consistency_weight") > 0 or self.weight_of("divergence_weight") > 0
 
     def weight_of(self, argument: str) -> float:
         """A weight among the training arguments; 0 where it is not stated."""

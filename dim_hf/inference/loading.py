@@ -17,7 +17,6 @@ from dim_hf.data.texts import first_line, printable
 from dim_hf.data.volumes.slices import PLANES, plane_in
 
 _TEACHER_FOLDER = "teacher"
-_STUDENT_FOLDER = "student"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -74,13 +73,12 @@ def find_other_network(model: str) -> Path | None:
         model: Folder of a run or a checkpoint.
 
     Returns:
-        `teacher/` of a checkpoint; of a run the one beside it, or else that of its last checkpoint
-        (`dim_training.json` says which was saved); None where there is no pair.
+        `teacher/` of a checkpoint; of a run the other one of its last checkpoint (`dim_training.json` says which was
+        saved); None where there is no pair.
     """
     root = Path(model)
-    for name in (_TEACHER_FOLDER, _STUDENT_FOLDER):
-        if _is_pair(root, name):
-            return root / name
+    if _is_pair(root):
+        return root / _TEACHER_FOLDER
     found = [(_CHECKPOINT.fullmatch(path.name), path) for path in root.glob("checkpoint-*")]
     pairs = [(int(match.group(1)), path) for match, path in found if match and _is_pair(path)]
     if not pairs:
@@ -141,8 +139,8 @@ def _settings(owner: Any) -> bytes:
     return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
-def _is_pair(folder: Path, other: str = _TEACHER_FOLDER) -> bool:
-    return (folder / "config.json").is_file() and (folder / other / "config.json").is_file()
+def _is_pair(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / _TEACHER_FOLDER / "config.json").is_file()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -8,19 +8,19 @@ _OFF = {
     "consistency": {"consistency_weight": 0.0},
     "divergence": {"divergence_weight": 0.0},
     "sharpness": {"rho": 0.0},
-    "statistics": {"clean_statistics": 0.0},
+    "weak views": {"weak_view_ratio": 0.0},
 }
 
 # What each setting leaves out of the full method.
 ABLATIONS: dict[str, tuple[str, ...]] = {
-    "supervised": ("consistency", "divergence", "sharpness", "statistics"),
-    "supervised-sam": ("consistency", "divergence", "statistics"),
+    "supervised": ("consistency", "divergence", "sharpness"),
+    "supervised-sam": ("consistency", "divergence"),
     "teacher-student": ("divergence", "sharpness"),
     "teacher-student-divergence": ("sharpness",),
     "teacher-student-sam": ("divergence",),
     "dim": (),
-    # Nothing of the unlabeled images but what the finished network normalises by.
-    "supervised-statistics": ("consistency", "divergence", "sharpness"),
+    # Without unlabeled images, strong views to the end may be the better training.
+    "supervised-strong": ("consistency", "divergence", "sharpness", "weak views"),
 }
 
 

@@ -48,7 +48,7 @@ def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> 
 
     A setting without unlabeled images gets that many more labeled ones in each step, but no more than
     there are labels: with fewer labels than images a step it sees fewer images, and the caption of
-    `format_summary` says how many. `upper-bound` is `supervised-statistics` with every training image of every
+    `format_summary` says how many. `upper-bound` is `supervised` with every training image of every
     domain labeled.
 
     Args:
@@ -63,7 +63,7 @@ def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> 
     if setting not in SETTINGS:
         raise ValueError(f"unknown setting {setting!r}: choose from {', '.join(SETTINGS)}")
     base = job_with(words)
-    changes: dict[str, Any] = ablation_overrides("supervised-statistics" if setting == UPPER_BOUND else setting)
+    changes: dict[str, Any] = ablation_overrides("supervised" if setting == UPPER_BOUND else setting)
     changes |= {"seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "last"}
     if setting == UPPER_BOUND:
         changes["num_labeled"] = ALL_LABELED

@@ -12,15 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import TrainOutput
 
-from dim_hf.batch_norm import (
-    average_running_statistics,
-    estimate_running_statistics,
-    finite_buffers,
-    has_running_statistics,
-    synchronize_batch_norm,
-)
+from dim_hf.batch_norm import average_running_statistics, finite_buffers, synchronize_batch_norm
 from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
 from dim_hf.losses import LossTerms, adapt_to_image_shares, class_shares, make_pseudo_labels, resize_logits
@@ -33,9 +26,10 @@ from dim_hf.sharpness import (
 from dim_hf.trainer.collapse import CollapseAlarm
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.launch import check_launch
-from dim_hf.trainer.resolution import at_half_resolution, is_half_resolution
+from dim_hf.trainer.phases import is_half_resolution, is_weak_view_step
+from dim_hf.trainer.resolution import at_half_resolution
 from dim_hf.trainer.step_objective import StepObjective
-from dim_hf.trainer.streams import check_clean_pool, clean_batches, make_batch_sampler
+from dim_hf.trainer.streams import make_batch_sampler
 from dim_hf.trainer.teacher_student_trainer import TeacherStudentTrainer
 from dim_hf.trainer.termination import heed_only_parent
 from dim_hf.trainer.views import StepInputs, ViewMaker
@@ -108,12 +102,6 @@ class DimTrainer(TeacherStudentTrainer):
         check_launch(args)
         if getattr(model.config, "deep_supervision", False):
             raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
-        if args.clean_statistics > 0:
-            if not has_running_statistics(model):
-                raise ValueError(
-                    f"clean_statistics is {args.clean_statistics}, but the model has no batch normalisation: set 0"
-                )
-            check_clean_pool(args, labeled_dataset, unlabeled_dataset)
         self.batch_sampler = make_batch_sampler(args, labeled_dataset, unlabeled_dataset)
         if args.world_size > 1 and args.sync_batch_norm and args.perturbation_scope == "global":
             model = synchronize_batch_norm(model, args.device)
@@ -156,31 +144,6 @@ class DimTrainer(TeacherStudentTrainer):
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches = list(batches)
         return batches, num_items_in_batch
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `ResumableTrainer.train`; then the statistics of both networks, where `clean_statistics` asks for it."""
-        output = super().train(*args, **kwargs)
-        if self.args.clean_statistics > 0:
-            self._estimate_clean_statistics()
-        return output
-
-    def _estimate_clean_statistics(self) -> None:
-        networks = nn.ModuleList([self.model, self.teacher]).eval()
-
-        def forward(images: Tensor) -> None:
-            images = self.views.arrange(images.to(self.args.device, self.model.dtype))
-            with self.accelerator.autocast():
-                for network in networks:
-                    network(pixel_values=images)
-
-        batches = clean_batches(self.args, self.train_dataset.labeled, self.train_dataset.unlabeled)
-        left_out = estimate_running_statistics(networks, batches, forward, self.args.clean_statistics)
-        average_running_statistics(networks)
-        if left_out:
-            logger.warning(
-                "clean statistics: %d batches were left out, they gave values that are not finite: an image may hold "
-                "extreme values (`dim-hf doctor`)", left_out,
-            )  # fmt: skip
 
     # ---- the two-pass step
 
@@ -366,7 +329,11 @@ class DimTrainer(TeacherStudentTrainer):
         """Everything that both passes share: views, mixing boxes, pseudo-labels."""
         if is_half_resolution(self.state.global_step, self.state.max_steps, self.args.half_resolution_ratio):
             inputs = at_half_resolution(inputs)
-        return self.views.make(inputs, self._pseudo_labels)
+        return self.views.make(inputs, self._pseudo_labels, weak_only=self._sees_weak_views)
+
+    @property
+    def _sees_weak_views(self) -> bool:
+        return is_weak_view_step(self.state.global_step, self.state.max_steps, self.args.weak_view_ratio)
 
     def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
         with self._teacher_normalisation(), self.accelerator.autocast():
@@ -387,7 +354,8 @@ class DimTrainer(TeacherStudentTrainer):
     @contextlib.contextmanager
     def _teacher_normalisation(self) -> Iterator[None]:
         """Running statistics, or the batch's: normalisation layers in train mode, their averages still."""
-        if self.args.teacher_statistics == "running":
+        # Of weak views there are running ones once the student sees weak views: those of many batches.
+        if self.args.teacher_statistics == "running" or self._sees_weak_views:
             yield
             return
         layers = [m for m in self.teacher.modules() if getattr(m, "track_running_stats", False)]

@@ -32,7 +32,7 @@ class DimTrainingArguments(TrainingArguments):
     The objective is L = L_sup + λ_con w(t) L_con + λ_div w(t) L_div, its gradient taken at
     θ + ε in the neighbourhood of radius ρ. The formulas are our reconstruction of arXiv 2411.12350 from established
     parts; each argument names its symbol. The ablations of the method are settings of `consistency_weight`,
-    `divergence_weight`, `rho` and `clean_statistics` (see `dim_hf.trainer.ablations`).
+    `divergence_weight` and `rho` (see `dim_hf.trainer.ablations`).
 
     Arguments of transformers with other defaults here: `learning_rate` 1e-3 and `weight_decay`
     1e-4 (a network trained from scratch), `lr_scheduler_type` "polynomial" with power 0.9 (the
@@ -132,15 +132,6 @@ class DimTrainingArguments(TrainingArguments):
         "structures better at foreign sites; it needs some images a step and process, and `balance_domains` where "
         "sites differ in size.",
     )
-    clean_statistics: float = _number(
-        0.0,
-        "Share in [0, 1] of clean images in what the finished networks normalise by, with batch normalisation: their "
-        "running statistics are those of the strong views that they were trained on; at 1 they become those of the "
-        "training images as they are, of all sites, labeled or not (estimated at the final weights, on at most 512 of "
-        "them; arXiv 2105.07576, 1603.04779). Strong views are not what a network is used on: by their statistics, "
-        "inner structures are drawn too small; by clean ones alone, outer structures may be drawn too large. "
-        "Checkpoints, and scores during the training, are by running ones.",
-    )
     confidence_threshold: float = _number(
         0.95,
         "τ in [0, 1]: pseudo-labels are kept where max p ≥ τ. What is left out is mostly the border of the structure "
@@ -183,6 +174,12 @@ class DimTrainingArguments(TrainingArguments):
         "at a quarter of the cost, and what takes the whole picture to see, such as the size of an inner structure, "
         "is learned sooner. Until the remaining steps, scores at full resolution are low.",
     )
+    weak_view_ratio: float = _number(
+        0.0,
+        "Share of the steps, up to the last one, in which the student sees weak views only, and the teacher "
+        "normalises by its running statistics (arXiv 1909.09148): what strong views teach that is not so of images as "
+        "they are, such as another mean size of a structure, is unlearned while the rate is small.",
+    )
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the network and its input."})
 
     def __post_init__(self) -> None:
@@ -217,11 +214,6 @@ class DimTrainingArguments(TrainingArguments):
         return self.consistency_weight > 0 or self.divergence_weight > 0
 
     @property
-    def sees_unlabeled_images(self) -> bool:
-        """Whether the finished network depends on unlabeled images: by the objective, or by what it normalises by."""
-        return self.uses_unlabeled_images or self.clean_statistics > 0
-
-    @property
     def unlabeled_images_per_step(self) -> int:
         """Unlabeled images that a step loads: none where no term uses them."""
         return self.unlabeled_batch_size if self.uses_unlabeled_images else 0
@@ -249,7 +241,7 @@ class DimTrainingArguments(TrainingArguments):
             "cutmix_probability": (0, 1),
             "amplitude_mixing_probability": (0, 1),
             "half_resolution_ratio": (0, 1),
-            "clean_statistics": (0, 1),
+            "weak_view_ratio": (0, 1),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 def write_site_statistics(trainer: DimTrainer) -> Path | None:
     """Write `site_statistics.json` beside the scored model; by one process, after the model was saved.
 
-    The seen sites are those of the labeled images, and of the unlabeled ones where the network depends on them.
+    The seen sites are those of the labeled images, and of the unlabeled ones where a term of the objective uses them.
     A run that is too small for statistics, or whose machine is, goes without them and says so.
 
     Args:
@@ -27,7 +27,7 @@ def write_site_statistics(trainer: DimTrainer) -> Path | None:
     folder = Path(trainer.args.output_dir)
     (folder / STATISTICS_FILE).unlink(missing_ok=True)  # of an earlier run
     data = trainer.train_dataset
-    training = [data.labeled] + ([data.unlabeled] if trainer.args.sees_unlabeled_images and data.unlabeled else [])
+    training = [data.labeled] + ([data.unlabeled] if trainer.args.uses_unlabeled_images else [])
     on_validation = trainer.args.select != "test-legacy" and trainer.eval_dataset
     try:
         pair = find_other_network(str(folder))

@@ -231,7 +231,6 @@ def _dry(trainer: DimTrainer, folder: str) -> Iterator[None]:
     changes = {
         "output_dir": folder,
         "max_steps": WARM_UP_STEPS + TIMED_STEPS,
-        "clean_statistics": 0.0,
         # Whether a step at half the resolution is possible at all, and the cost of those at the full one.
         "half_resolution_ratio": min(trainer.args.half_resolution_ratio, 1 / (WARM_UP_STEPS + TIMED_STEPS)),
         "save_strategy": "no",

@@ -8,15 +8,6 @@ from dim_hf.data.sampler import LABELED, UNLABELED
 _POOLS = {4: F.avg_pool2d, 5: F.avg_pool3d}
 
 
-def is_half_resolution(step: int, max_steps: int, ratio: float) -> bool:
-    """Whether a step belongs to the first `ratio` of the training, rounded to whole steps; the last one never does.
-
-    >>> [step for step in range(10) if is_half_resolution(step, 10, 0.3)]
-    [0, 1, 2]
-    """
-    return step < min(round(ratio * max_steps), max_steps - 1)
-
-
 def at_half_resolution(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """A batch of `TwoStreamCollator` with images of half the sides: means of 2 x 2 (x 2) pixels.
 

@@ -220,8 +220,6 @@ class TeacherStudentTrainer(ResumableTrainer):
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             self._save_network(self.scored_model, folder)
-            if self.args.clean_statistics > 0:  # the other one of the last checkpoint is normalised otherwise
-                self._save_network(self._model_named(self._other_name), folder / self._other_name)
             (folder / SUMMARY_FILE).write_text(json.dumps(self.training_summary(), indent=2) + "\n", encoding="utf-8")
 
     def push_to_hub(self, repo_id: str | None = None, **options: Any) -> str | None:
@@ -258,8 +256,6 @@ class TeacherStudentTrainer(ResumableTrainer):
         best = self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None
         where = "TEST images (test-legacy)" if self.args.select == "test-legacy" else "validation"
         selected = f"best {self.args.metric_for_best_model} on {where}" if best else "last step"
-        if best and self.args.clean_statistics > 0:
-            selected += ", by running statistics"
         started = {"started_from": self.started_from} if self.started_from else {}
         if "test-legacy" in str(self.started_from.get("selected")):
             selected += f", started from {self.started_from['model']} ({self.started_from['selected']})"

@@ -105,7 +105,7 @@ class ViewMaker:
         weak: geometry, for all images.
         structure_warp: other sizes of the inner of two nested structures, for labeled images; may be off.
         nested: class ids of the outer and of the inner structure; None where `structure_warp` is off.
-        strong: intensities, for the unlabeled images and, if asked, the labeled ones.
+        strong: intensities, for the unlabeled images and, if asked, the labeled ones; None where views stay weak.
         amplitude: mixing of low-frequency spectra into labeled images; its probability may be 0.
         cutmix_probability: share of the pairs that are mixed by a box, in both directions.
         labeled_strong: whether labeled images get a strong view, too.
@@ -116,7 +116,7 @@ class ViewMaker:
     weak: WeakView
     structure_warp: StructureWarp
     nested: tuple[Sequence[int], Sequence[int]] | None
-    strong: StrongView
+    strong: StrongView | None
     amplitude: AmplitudeMixing
     cutmix_probability: float
     labeled_strong: bool
@@ -163,8 +163,16 @@ class ViewMaker:
             seed=args.seed,
         )
 
-    def make(self, batch: dict[str, Tensor], pseudo_labeler: PseudoLabeler) -> StepInputs:
-        """Views, mixing and pseudo-labels of one batch of `TwoStreamCollator`."""
+    def make(self, batch: dict[str, Tensor], pseudo_labeler: PseudoLabeler, weak_only: bool = False) -> StepInputs:
+        """Views, mixing and pseudo-labels of one batch of `TwoStreamCollator`.
+
+        Args:
+            batch: labeled images and, where a term uses them, unlabeled ones.
+            pseudo_labeler: called with the unlabeled images' weak views.
+            weak_only: whether the student, too, sees weak views; they are mixed all the same.
+        """
+        if weak_only:
+            return replace(self, strong=None).make(batch, pseudo_labeler)
         labeled_seeds = sample_seeds(self.seed, LABELED, batch["labeled_positions"].tolist())
         images, labels = self._labeled_view(batch["labeled_pixel_values"], batch["labels"], labeled_seeds)
         if "unlabeled_pixel_values" not in batch:
@@ -203,6 +211,8 @@ class ViewMaker:
         )
 
     def _strong_view(self, images: Tensor, seeds: list[int]) -> Tensor:
+        if self.strong is None:
+            return images
         return self.strong.apply(images, self.strong.draw(seeds, images.shape[1], images.dim() - 2))
 
     def _student_view(self, images: Tensor, seeds: list[int]) -> Tensor:
