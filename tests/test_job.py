@@ -168,7 +168,7 @@ def test_ablations_turn_parts_off():
     ]
     off = {"consistency_weight": 0.0, "divergence_weight": 0.0, "rho": 0.0}
     assert ablation_overrides("supervised") == off
-    assert ablation_overrides("supervised-strong") == off | {"weak_view_ratio": 0.0}
+    assert ablation_overrides("supervised-strong") == off | {"weak_view_ratio": 0.0, "teacher_buffers": "averaged"}
     assert ablation_overrides("dim") == {}
     with pytest.raises(ValueError, match="unknown ablation"):
         ablation_overrides("fixmatch")

@@ -8,7 +8,7 @@ _OFF = {
     "consistency": {"consistency_weight": 0.0},
     "divergence": {"divergence_weight": 0.0},
     "sharpness": {"rho": 0.0},
-    "weak views": {"weak_view_ratio": 0.0},
+    "weak views": {"weak_view_ratio": 0.0, "teacher_buffers": "averaged"},
 }
 
 # What each setting leaves out of the full method.

@@ -178,7 +178,8 @@ class DimTrainingArguments(TrainingArguments):
         0.0,
         "Share of the steps, up to the last one, in which the student sees weak views only, and the teacher "
         "normalises by its running statistics (arXiv 1909.09148): what strong views teach that is not so of images as "
-        "they are, such as another mean size of a structure, is unlearned while the rate is small.",
+        "they are, such as another mean size of a structure, is unlearned while the rate is small. With batch "
+        "normalisation, `teacher_buffers` should be `copied`: averaged ones are still those of strong views.",
     )
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the network and its input."})
 
