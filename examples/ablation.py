@@ -13,7 +13,7 @@ import click
 from dim_hf.cli.errors import user_errors
 from dim_hf.trainer.ablations import ABLATIONS
 
-# Where weak_view_ratio is 0, supervised-strong is supervised once more.
+# Where weak_view_ratio is 0, supervised-strong is supervised once more but for the running statistics.
 _SETTINGS = (*(name for name in ABLATIONS if name != "supervised-strong"), "upper-bound")
 
 

@@ -81,6 +81,12 @@ def spoil_one_process(trainer):
 CASES = {
     "batch": {"norm": "batch"},
     "batch_teacher": {"norm": "batch", "teacher_statistics": "batch"},
+    "weak_views": {
+        "norm": "batch",
+        "teacher_statistics": "batch",
+        "teacher_buffers": "copied",
+        "weak_view_ratio": 0.5,
+    },
     "local": {"norm": "batch", "perturbation_scope": "local"},
     "local_nan": {"norm": "batch", "perturbation_scope": "local", "spoil": True},
     "global_nan": {"norm": "batch", "spoil": True},

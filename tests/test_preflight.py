@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from dim_hf.trainer.preflight import checkpoint_bytes, run_dry
+from dim_hf.trainer.preflight import TIMED_STEPS, WARM_UP_STEPS, checkpoint_bytes, run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
 from tests.test_trainer_step import Recording
 from tests.tiny import TinyImages, tiny_trainer
@@ -166,3 +166,13 @@ def test_it_takes_one_step_at_half_the_resolution_where_the_run_would(tmp_path):
     run_dry(trainer)
     sides = [window[0].pixel_values.shape[-1] for window in trainer.windows]
     assert sides == [16] + [32] * (len(sides) - 1)
+
+
+def test_it_times_steps_with_strong_views(tmp_path, monkeypatch):
+    trainer = tiny_trainer(tmp_path / "run", weak_view_ratio=0.9, max_steps=8)
+    seen = []
+    view = type(trainer.views.strong)
+    apply = view.apply
+    monkeypatch.setattr(view, "apply", lambda *args: seen.append(trainer.state.global_step) or apply(*args))
+    run_dry(trainer)
+    assert sorted(set(seen)) == list(range(WARM_UP_STEPS + TIMED_STEPS))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-CASES = ("batch", "batch_teacher", "local", "local_nan", "global_nan", "local_count", "global_count")
+CASES = ("batch", "batch_teacher", "weak_views", "local", "local_nan", "global_nan", "local_count", "global_count")
 
 
 def launch(folder, processes, images, cases):
@@ -42,7 +42,7 @@ def assert_equal(first, second, exact):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["batch", "batch_teacher"])
+@pytest.mark.parametrize("case", ["batch", "batch_teacher", "weak_views"])
 def test_batch_normalisation_of_two_processes_equals_that_of_one(states, case):
     assert_equal(states[case, 1][0], states[case, 2][0], exact=False)
 

@@ -19,7 +19,7 @@ ABLATIONS: dict[str, tuple[str, ...]] = {
     "teacher-student-divergence": ("sharpness",),
     "teacher-student-sam": ("divergence",),
     "dim": (),
-    # Without unlabeled images, strong views to the end may be the better training.
+    # What the last steps by weak views, and statistics that follow them, are worth without unlabeled images.
     "supervised-strong": ("consistency", "divergence", "sharpness", "weak views"),
 }
 

@@ -354,7 +354,7 @@ class DimTrainer(TeacherStudentTrainer):
     @contextlib.contextmanager
     def _teacher_normalisation(self) -> Iterator[None]:
         """Running statistics, or the batch's: normalisation layers in train mode, their averages still."""
-        # Of weak views there are running ones once the student sees weak views: those of many batches.
+        # Where the student sees weak views, running statistics are soon those of weak views, and of many batches.
         if self.args.teacher_statistics == "running" or self._sees_weak_views:
             yield
             return

@@ -176,10 +176,11 @@ class DimTrainingArguments(TrainingArguments):
     )
     weak_view_ratio: float = _number(
         0.0,
-        "Share of the steps, up to the last one, in which the student sees weak views only, and the teacher "
-        "normalises by its running statistics (arXiv 1909.09148): what strong views teach that is not so of images as "
-        "they are, such as another mean size of a structure, is unlearned while the rate is small. With batch "
-        "normalisation, `teacher_buffers` should be `copied`: averaged ones are still those of strong views.",
+        "Share of the steps, up to the last one, in which the student sees weak views only (arXiv 1909.09148), with "
+        "structure warp and boxes but intensities as they are: what strong views teach that is not so of such images, "
+        "as another mean size of a structure, is unlearned while the rate is small. The teacher normalises by its "
+        "running statistics there, whatever `teacher_statistics` says; give it some 50 steps, and "
+        "`teacher_buffers=copied`, so that they are those of weak views.",
     )
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the network and its input."})
 

@@ -11,9 +11,9 @@ def is_half_resolution(step: int, max_steps: int, ratio: float) -> bool:
 
 
 def is_weak_view_step(step: int, max_steps: int, ratio: float) -> bool:
-    """Whether a step belongs to the last `ratio` of the training, rounded to whole steps.
+    """Whether a step belongs to the last `ratio` of the training, rounded to whole steps; outside of one, none does.
 
-    >>> [step for step in range(10) if is_weak_view_step(step, 10, 0.3)]
+    >>> [step for step in range(12) if is_weak_view_step(step, 10, 0.3)]
     [7, 8, 9]
     """
-    return step >= max_steps - round(ratio * max_steps)
+    return 0 < max_steps - step <= round(ratio * max_steps)

@@ -231,8 +231,10 @@ def _dry(trainer: DimTrainer, folder: str) -> Iterator[None]:
     changes = {
         "output_dir": folder,
         "max_steps": WARM_UP_STEPS + TIMED_STEPS,
-        # Whether a step at half the resolution is possible at all, and the cost of those at the full one.
+        # Whether a step at half the resolution is possible at all, and the cost of those at the full one with strong
+        # views, which cost more.
         "half_resolution_ratio": min(trainer.args.half_resolution_ratio, 1 / (WARM_UP_STEPS + TIMED_STEPS)),
+        "weak_view_ratio": 0.0,
         "save_strategy": "no",
         "eval_strategy": "no",
         "logging_strategy": "no",

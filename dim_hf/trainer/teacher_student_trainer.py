@@ -95,10 +95,6 @@ class TeacherStudentTrainer(ResumableTrainer):
         """The model that is selected, scored and saved: the teacher unless the arguments say otherwise."""
         return self._model_named(self.args.scored_model)
 
-    @property
-    def _other_name(self) -> str:
-        return "student" if self.args.scored_model == "teacher" else "teacher"
-
     def _model_named(self, name: str) -> nn.Module:
         return self.teacher if name == "teacher" else self.model
 
@@ -142,7 +138,7 @@ class TeacherStudentTrainer(ResumableTrainer):
         return metrics
 
     def _evaluate_both(self, dataset: Dataset, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
-        other = self._other_name
+        other = "student" if self.args.scored_model == "teacher" else "teacher"
         loader = self.get_eval_dataloader(dataset)
         metrics: dict[str, float] = {}
         for name, key in ((other, f"{prefix}_{other}"), (self.args.scored_model, prefix)):

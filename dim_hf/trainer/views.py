@@ -169,10 +169,12 @@ class ViewMaker:
         Args:
             batch: labeled images and, where a term uses them, unlabeled ones.
             pseudo_labeler: called with the unlabeled images' weak views.
-            weak_only: whether the student, too, sees weak views; they are mixed all the same.
+            weak_only: whether the student, too, sees weak views: intensities as they are. Structures are warped and
+                boxes pasted all the same.
         """
         if weak_only:
-            return replace(self, strong=None).make(batch, pseudo_labeler)
+            unmixed = replace(self.amplitude, probability=0.0)
+            return replace(self, strong=None, amplitude=unmixed).make(batch, pseudo_labeler)
         labeled_seeds = sample_seeds(self.seed, LABELED, batch["labeled_positions"].tolist())
         images, labels = self._labeled_view(batch["labeled_pixel_values"], batch["labels"], labeled_seeds)
         if "unlabeled_pixel_values" not in batch:
