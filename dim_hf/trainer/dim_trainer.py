@@ -329,11 +329,8 @@ class DimTrainer(TeacherStudentTrainer):
         """Everything that both passes share: views, mixing boxes, pseudo-labels."""
         if is_half_resolution(self.state.global_step, self.state.max_steps, self.args.half_resolution_ratio):
             inputs = at_half_resolution(inputs)
-        return self.views.make(inputs, self._pseudo_labels, weak_only=self._sees_weak_views)
-
-    @property
-    def _sees_weak_views(self) -> bool:
-        return is_weak_view_step(self.state.global_step, self.state.max_steps, self.args.weak_view_ratio)
+        weak_only = is_weak_view_step(self.state.global_step, self.state.max_steps, self.args.weak_view_ratio)
+        return self.views.make(inputs, self._pseudo_labels, weak_only)
 
     def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
         with self._teacher_normalisation(), self.accelerator.autocast():
@@ -354,8 +351,7 @@ class DimTrainer(TeacherStudentTrainer):
     @contextlib.contextmanager
     def _teacher_normalisation(self) -> Iterator[None]:
         """Running statistics, or the batch's: normalisation layers in train mode, their averages still."""
-        # Where the student sees weak views, running statistics are soon those of weak views, and of many batches.
-        if self.args.teacher_statistics == "running" or self._sees_weak_views:
+        if self.args.teacher_statistics == "running":
             yield
             return
         layers = [m for m in self.teacher.modules() if getattr(m, "track_running_stats", False)]

@@ -128,8 +128,9 @@ class DimTrainingArguments(TrainingArguments):
         "running",
         TEACHER_STATISTICS,
         "What the teacher normalises by while it makes pseudo-labels: its running statistics, those of strong views, "
-        "or the batch's, those of the weak views that it sees. With batch normalisation the latter found inner "
-        "structures better at foreign sites; it needs some images a step and process, and `balance_domains` where "
+        "or the batch's, those of the weak views that it sees. With batch normalisation the latter finds inner "
+        "structures better at foreign sites, and draws outer ones larger; what it gains, weak views at the end "
+        "(`weak_view_ratio`) gain without it. It needs some images a step and process, and `balance_domains` where "
         "sites differ in size.",
     )
     confidence_threshold: float = _number(
@@ -178,9 +179,8 @@ class DimTrainingArguments(TrainingArguments):
         0.0,
         "Share of the steps, up to the last one, in which the student sees weak views only (arXiv 1909.09148), with "
         "structure warp and boxes but intensities as they are: what strong views teach that is not so of such images, "
-        "as another mean size of a structure, is unlearned while the rate is small. The teacher normalises by its "
-        "running statistics there, whatever `teacher_statistics` says; give it some 50 steps, and "
-        "`teacher_buffers=copied`, so that they are those of weak views.",
+        "as another mean size of a structure, is unlearned while the rate is small. With batch normalisation take "
+        "`teacher_buffers=copied`, so that the teacher's running statistics follow.",
     )
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the network and its input."})
 
