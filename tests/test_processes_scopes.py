@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-CASES = ("batch", "batch_teacher", "weak_views", "local", "local_nan", "global_nan", "local_count", "global_count")
+from tests.run_scopes import CASES
 
 
 def launch(folder, processes, images, cases):
