@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 from dim_hf.trainer.preflight import TIMED_STEPS, WARM_UP_STEPS, checkpoint_bytes, run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
 from tests.test_trainer_step import Recording
+from tests.test_weak_view_steps import steps_with_strong_views
 from tests.tiny import TinyImages, tiny_trainer
 
 
@@ -170,9 +171,6 @@ def test_it_takes_one_step_at_half_the_resolution_where_the_run_would(tmp_path):
 
 def test_it_times_steps_with_strong_views(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path / "run", weak_view_ratio=0.9, max_steps=8)
-    seen = []
-    view = type(trainer.views.strong)
-    apply = view.apply
-    monkeypatch.setattr(view, "apply", lambda *args: seen.append(trainer.state.global_step) or apply(*args))
+    seen = steps_with_strong_views(trainer, monkeypatch)
     run_dry(trainer)
     assert sorted(set(seen)) == list(range(WARM_UP_STEPS + TIMED_STEPS))

@@ -1,4 +1,4 @@
-"""The last steps, which see weak views only: when, what stays of the views, and what the teacher normalises by."""
+"""The last steps, which see weak views only: when, what stays of the views, and which rows of a table have them."""
 
 import pytest
 import torch

@@ -329,8 +329,10 @@ class DimTrainer(TeacherStudentTrainer):
         """Everything that both passes share: views, mixing boxes, pseudo-labels."""
         if is_half_resolution(self.state.global_step, self.state.max_steps, self.args.half_resolution_ratio):
             inputs = at_half_resolution(inputs)
-        weak_only = is_weak_view_step(self.state.global_step, self.state.max_steps, self.args.weak_view_ratio)
-        return self.views.make(inputs, self._pseudo_labels, weak_only)
+        views = self.views
+        if is_weak_view_step(self.state.global_step, self.state.max_steps, self.args.weak_view_ratio):
+            views = views.without_intensities()
+        return views.make(inputs, self._pseudo_labels)
 
     def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
         with self._teacher_normalisation(), self.accelerator.autocast():

@@ -163,18 +163,12 @@ class ViewMaker:
             seed=args.seed,
         )
 
-    def make(self, batch: dict[str, Tensor], pseudo_labeler: PseudoLabeler, weak_only: bool = False) -> StepInputs:
-        """Views, mixing and pseudo-labels of one batch of `TwoStreamCollator`.
+    def without_intensities(self) -> "ViewMaker":
+        """The same views with intensities as they are: structures are still warped and boxes pasted."""
+        return replace(self, strong=None, amplitude=replace(self.amplitude, probability=0.0))
 
-        Args:
-            batch: labeled images and, where a term uses them, unlabeled ones.
-            pseudo_labeler: called with the unlabeled images' weak views.
-            weak_only: whether the student, too, sees weak views: intensities as they are. Structures are warped and
-                boxes pasted all the same.
-        """
-        if weak_only:
-            unmixed = replace(self.amplitude, probability=0.0)
-            return replace(self, strong=None, amplitude=unmixed).make(batch, pseudo_labeler)
+    def make(self, batch: dict[str, Tensor], pseudo_labeler: PseudoLabeler) -> StepInputs:
+        """Views, mixing and pseudo-labels of one batch of `TwoStreamCollator`."""
         labeled_seeds = sample_seeds(self.seed, LABELED, batch["labeled_positions"].tolist())
         images, labels = self._labeled_view(batch["labeled_pixel_values"], batch["labels"], labeled_seeds)
         if "unlabeled_pixel_values" not in batch:
