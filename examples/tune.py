@@ -85,6 +85,7 @@ class Tuner:
 
     def _file(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Path:
         from dim_hf.trainer.study import described
+        from dim_hf.whole_files import write_text
 
         file = self.results / f"{labeled}-{start}-{variant}.json"
         job = self.job(labeled, start, variant, changes)
@@ -95,9 +96,7 @@ class Tuner:
                 raise ValueError(f"{file} was made with other settings: choose another --results folder")
             return file
         record |= self._train_and_score(job)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        partial.replace(file)  # a file that is there is complete
+        write_text(file, json.dumps(record, indent=1) + "\n")
         return file
 
     def job(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Any:

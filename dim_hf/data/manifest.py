@@ -16,6 +16,7 @@ from dim_hf.data.limits import MAX_FILES
 from dim_hf.data.parquet import check_parquet, read_shared
 from dim_hf.data.rows import COLUMNS, SPLITS, TYPED_COLUMNS, row_features
 from dim_hf.data.volumes.volume import is_volume_file, volume_stem
+from dim_hf.whole_files import whole_file
 
 SUFFIXES = (".csv", ".parquet")
 NAMES = tuple(f"manifest{suffix}" for suffix in SUFFIXES)
@@ -103,14 +104,8 @@ def write_manifest(rows: Mapping[str, Sequence[Any]], path: str | os.PathLike) -
     write = {".csv": _write_csv, ".parquet": _write_parquet}.get(path.suffix.lower())
     if write is None:
         raise ValueError(f"{path} cannot be a manifest: its name must end in {' or '.join(SUFFIXES)}")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         write(rows, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -280,8 +275,6 @@ def _write_csv(rows: Mapping[str, Sequence[Any]], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(rows)
         writer.writerows([_as_text(value) for value in values] for values in zip(*rows.values(), strict=True))
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _as_text(value: Any) -> str:

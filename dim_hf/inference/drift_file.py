@@ -20,6 +20,7 @@ from dim_hf.inference.drift import (
     Moments,
     SiteStatistics,
 )
+from dim_hf.whole_files import write_text
 
 STATISTICS_FILE = "site_statistics.json"
 MAX_BYTES = 32 * 2**20
@@ -46,9 +47,7 @@ def write_statistics(statistics: SiteStatistics, folder: str | os.PathLike) -> P
         OSError: If it cannot be written.
     """
     path = Path(folder) / STATISTICS_FILE
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(to_json(statistics), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, to_json(statistics))
     return path
 
 

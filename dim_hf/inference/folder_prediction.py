@@ -23,6 +23,7 @@ from dim_hf.inference.outputs import ASIDE, write_labels, write_prediction
 from dim_hf.inference.prediction import Prediction
 from dim_hf.inference.predictor import Picture, Predictor
 from dim_hf.inference.record import RECORD_FILE, Record
+from dim_hf.whole_files import whole_file
 
 MEASUREMENTS_FILE = "measurements.csv"
 _LOCK_FILE = ".predict.lock"
@@ -231,7 +232,6 @@ def _finish(record: Record, cases: Sequence[Case], statistics: SiteStatistics | 
         own = {case.name for case in cases}
         summary.flagged = [said for name, said, _, drift in done if name in own and drift is not None and drift[1]]
         summary.false_alarm_rate, summary.is_bound = statistics.false_alarm_rate, statistics.is_bound
-    partial = record.folder / f".{MEASUREMENTS_FILE}.partial"
     rows = [(said, measurements) for _, said, measurements, _ in done]
-    write_measurements(rows, partial, drifts=drifts if drifts or statistics is not None else None)
-    partial.replace(record.folder / MEASUREMENTS_FILE)
+    with whole_file(record.folder / MEASUREMENTS_FILE) as partial:
+        write_measurements(rows, partial, drifts=drifts if drifts or statistics is not None else None)

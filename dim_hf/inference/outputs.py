@@ -15,6 +15,7 @@ from dim_hf.data.volumes.nifti import nifti_fields
 from dim_hf.data.volumes.volume import Volume, write_nifti
 from dim_hf.inference.inputs import Case
 from dim_hf.inference.prediction import Prediction
+from dim_hf.whole_files import write_text
 
 LABELS_FILE = "labels.json"
 ASIDE = ".writing"
@@ -76,16 +77,6 @@ def write_labels(id2label: Mapping[int, str], structures: Mapping[str, Sequence[
     """Write `labels.json`: what the values of all masks of the folder mean."""
     values = {"id2label": dict(id2label), "structures": {name: list(ids) for name, ids in structures.items()}}
     write_text(folder / LABELS_FILE, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file: the old one or the new one is there at every moment."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _write(array: np.ndarray, prediction: Prediction, case: Case, path: Path) -> None:

@@ -13,8 +13,9 @@ from dim_hf.data.fingerprints import fingerprint
 from dim_hf.data.texts import printable
 from dim_hf.inference.inputs import Case
 from dim_hf.inference.measurements import Measurement
-from dim_hf.inference.outputs import mask_extension, write_text
+from dim_hf.inference.outputs import mask_extension
 from dim_hf.inference.prediction import Prediction
+from dim_hf.whole_files import write_text
 
 RECORD_FILE = "predictions.json"
 _FORMAT = 1

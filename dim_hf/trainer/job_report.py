@@ -15,6 +15,7 @@ from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.report import SiteTable, write_table_csv
 from dim_hf.metrics.summary import summarize
 from dim_hf.metrics.summary_text import format_summary, write_summary_csv
+from dim_hf.whole_files import write_text
 
 RESULTS_FILE = "results.json"
 PACKAGES = ("dim-hf", "torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
@@ -80,6 +81,5 @@ def write_report(
         on_test = summary["job"]["training"]["select"] == "test-legacy"
         curves(logged, folder / "curves.png", TEST_LEGACY_PANELS if on_test else PANELS)
     results = {**summary, "environment": environment(), HASHES: run_hashes(folder)}
-    partial = folder / f".{RESULTS_FILE}.partial"  # its presence says that the run is complete
-    partial.write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(folder / RESULTS_FILE)
+    # The file's presence says that the run is complete.
+    write_text(folder / RESULTS_FILE, json.dumps(results, indent=2, default=str) + "\n")

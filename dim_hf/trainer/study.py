@@ -25,6 +25,7 @@ from dim_hf.trainer.comparison import UPPER_BOUND, setting_job
 from dim_hf.trainer.finished_jobs import finish_job
 from dim_hf.trainer.job_arguments import ALL_LABELED, Job, config_words, field_words, job_with
 from dim_hf.trainer.job_identity import relevant_fields
+from dim_hf.whole_files import write_text
 
 STAGE1 = "stage1"
 UNADAPTED = "teacher-student-unadapted"
@@ -162,9 +163,7 @@ class StudyRunner:
                 self._refuse_other_settings(cell, file)
             else:
                 text = json.dumps(self._record(cell), indent=1, allow_nan=False)
-                unfinished = file.with_suffix(".partial")
-                unfinished.write_text(_flat_lists(text) + "\n", encoding="utf-8")
-                unfinished.replace(file)  # a file that is there is complete
+                write_text(file, _flat_lists(text) + "\n")
             yield cell, file
 
     def _refuse_other_settings(self, cell: Cell, file: Path) -> None:
