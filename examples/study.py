@@ -1,8 +1,9 @@
-"""Run a study, rows × labeled domain × seed with two stages each, and print its tables.
+"""Run a study, rows × labeled domain × seed with two stages each, and print or draw its tables.
 
 python examples/study.py run examples/configs/study-fundus.yaml --runs runs/fundus \
   --results examples/results/fundus --dataset data/fundus
 python examples/study.py table examples/results/fundus
+python examples/study.py figure examples/results/fundus examples/figures/fundus_study.png
 
 Run it again after an interruption: what is complete is passed over, an unfinished training goes on from its last
 checkpoint. Any field of a job can follow `run`, for both stages.
@@ -17,7 +18,7 @@ from dim_hf.cli.errors import user_errors
 
 @click.group()
 def main() -> None:
-    """Run a study, or make the table of its results."""
+    """Run a study, or make the tables or the figure of its results."""
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -45,6 +46,19 @@ def table(results: str, baseline: str) -> None:
 
     with user_errors():
         click.echo(format_study(read_records(Path(results)), baseline))
+
+
+@main.command()
+@click.argument("results", type=click.Path(exists=True, file_okay=False))
+@click.argument("picture", type=click.Path(dir_okay=False))
+@click.option("--baseline", default="supervised", show_default=True, help="Row that the others are compared with.")
+def figure(results: str, picture: str, baseline: str) -> None:
+    """Draw the JSON files in RESULTS: scores of each seed and differences, into PICTURE (.png, .svg, .pdf)."""
+    from dim_hf.trainer.study_figure import study_figure
+    from dim_hf.trainer.study_table import read_records
+
+    with user_errors():
+        click.echo(study_figure(read_records(Path(results)), picture, baseline))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from scipy.stats import wilcoxon
 
 from dim_hf.trainer.job_arguments import parse_job
 from dim_hf.trainer.study import Study, StudyRunner, _flat_lists, cells, load_study
+from dim_hf.trainer.study_figure import study_figure
 from dim_hf.trainer.study_table import StudyTable, compare_rows, format_study, format_variants, read_records
 
 BOTH = {
@@ -331,6 +332,41 @@ def test_tables_by_structure_show_the_same_scores(records):
     assert f"| b | {' | '.join(by_test)} |" in text
     assert "| labels | disc at a | disc at b | cup at a | cup at b |" in text
     assert "| upper-bound | 2.0 | 2.0 | 2.0 | 2.0 | 2.0 | 2.0 |" in text  # HD95, in pixels
+
+
+def test_differences_by_labeled_domain_are_of_its_runs_alone(records):
+    own = [record for record in records if record["labeled_domain"] == "a"]
+    alone = compare_rows(StudyTable(own), "dim", "supervised")[0].difference
+    assert compare_rows(StudyTable(records), "dim", "supervised", "a")[0].difference == alone
+    text = format_study([r for r in records if (r["row"], r["labeled_domain"]) != ("dim", "b")])
+    mean, low, high = (f"{100 * value:+.2f}" for value in (alone.mean, alone.low, alone.high))
+    assert f"| dim | {mean} [{low}, {high}] | – |" in text  # b has no run
+
+
+def test_the_figure_shows_each_seed_and_each_difference(records, tmp_path):
+    unfinished = [r for r in records if (r["row"], r["labeled_domain"], r["seed"]) != ("dim", "b", 1)]
+    text = study_figure(unfinished, tmp_path / "new" / "study.svg").read_text()
+    for words in ("labels of", "minus supervised", "upper-bound", ">mean<", ">a<", ">b<"):
+        assert words in text
+    with pytest.raises(ValueError, match="no result of the row 'bcp'; there are: supervised, dim, upper-bound"):
+        study_figure(records, tmp_path / "study.png", baseline="bcp")
+
+
+def test_marks_are_at_the_means_and_dots_at_the_seeds(records, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("dim_hf.trainer.study_figure.save", lambda figure, path: figures.append(figure) or path)
+    study_figure(records, tmp_path / "study.png")
+    scores, differences = figures[0].axes
+    drawn = [line.get_xdata() for line in scores.lines]
+    table = StudyTable(records)
+    for row in table.rows:
+        for domain in ("a", "b", None):
+            dices = 100 * np.array(table.dices(row, domain))
+            assert any(len(x) == len(dices) and np.allclose(x, dices) for x in drawn)
+            assert any(len(x) == 1 and np.allclose(x, dices.mean()) for x in drawn)
+    found = compare_rows(table, "dim", "supervised", "b")[0].difference
+    intervals = [line.get_xdata() for line in differences.lines]
+    assert any(len(x) == 2 and np.allclose(x, [100 * found.low, 100 * found.high]) for x in intervals)
 
 
 def test_variants_stand_below_each_other(records):

@@ -15,14 +15,19 @@ def test_the_new_file_takes_the_old_ones_place(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
+def _fail_half_way(path, begun):
+    with whole_file(path) as partial:
+        if begun:
+            partial.write_text("ne", encoding="utf-8")
+        raise RuntimeError("half way")
+
+
 @pytest.mark.parametrize("begun", [True, False])
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, begun):
     path = tmp_path / "results.json"
     write_text(path, "old")
-    with pytest.raises(RuntimeError, match="half way"), whole_file(path) as partial:
-        if begun:
-            partial.write_text("ne", encoding="utf-8")
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="half way"):
+        _fail_half_way(path, begun)
     assert path.read_text(encoding="utf-8") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 

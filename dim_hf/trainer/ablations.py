@@ -14,13 +14,13 @@ _OFF = {
 # What each setting leaves out of the full method.
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "supervised": ("consistency", "divergence", "sharpness"),
+    # What the last steps by weak views, and statistics that follow them, are worth without unlabeled images.
+    "supervised-strong": ("consistency", "divergence", "sharpness", "weak views"),
     "supervised-sam": ("consistency", "divergence"),
     "teacher-student": ("divergence", "sharpness"),
     "teacher-student-divergence": ("sharpness",),
     "teacher-student-sam": ("divergence",),
     "dim": (),
-    # What the last steps by weak views, and statistics that follow them, are worth without unlabeled images.
-    "supervised-strong": ("consistency", "divergence", "sharpness", "weak views"),
 }
 
 

@@ -98,6 +98,22 @@ class StudyTable:
         pairs = [(domain, seed) for domain in self.labeled_domains for seed in self.seeds]
         return [pair for pair in pairs if all(self.record(row, *pair) for row in rows)]
 
+    def refuse_absent(self, row: str) -> None:
+        """Raise ValueError, naming the rows that there are, unless one has this name."""
+        if row not in self.rows:
+            raise ValueError(f"there is no result of the row {row!r}; there are: {', '.join(self.rows)}")
+
+    def dices(self, row: str, labeled_domain: str | None = None) -> list[float]:
+        """Dice, mean of structures and test domains, a value a seed.
+
+        Args:
+            row: one of `rows`.
+            labeled_domain: that had the labels; None for the mean over all, of the seeds that have all.
+        """
+        if labeled_domain is None:
+            return self.values(row, lambda record, _: _mean_dice(self, record))
+        return [_mean_dice(self, self.record(row, *pair)) for pair in self.cells(row) if pair[0] == labeled_domain]
+
     def values(self, row: str, value_of: Callable[[Record, str], float]) -> list[float]:
         """A value for each seed in which the row is complete: the mean over labeled domains."""
         complete = [seed for seed in self.seeds if all((d, seed) in self.cells(row) for d in self.labeled_domains)]
@@ -118,13 +134,12 @@ def format_study(records: Sequence[Record], baseline: str = "supervised") -> str
         ValueError: if the baseline has no record.
     """
     table = StudyTable(records)
-    if baseline not in table.rows:
-        raise ValueError(f"there is no result of the row {baseline!r}; there are: {', '.join(table.rows)}")
+    table.refuse_absent(baseline)
     parts = [_caption(table), _by_labeled_domain(table)]
     parts += [_structures_by_labeled_domain(table, *kind) for kind in _KINDS]
     parts += [_by_structure(table)]
     parts += [_labeled_to_test(table, row) for row in dict.fromkeys((baseline, "dim")) if row in table.rows]
-    parts += [_differences(table, baseline)]
+    parts += [_differences(table, baseline), _differences_by_labeled_domain(table, baseline)]
     if "dim" in table.rows and baseline != "dim":
         parts.append(_differences(table, "dim"))
     return "\n\n".join([*parts, _choices(table), _costs(table)]).replace("\n\n\n", "\n\n").strip()
@@ -147,7 +162,7 @@ def format_variants(studies: Mapping[str, Sequence[Record]], baseline: str = "su
         pairs = table.cells("dim", baseline)
         if not pairs:
             raise ValueError(f"the study {name!r} has no results of dim and {baseline} alike: run it to its end first")
-        means = [_spread(table.values(row, lambda record, _, t=table: _mean_dice(t, record))) for row in rows]
+        means = [_spread(table.dices(row)) for row in rows]
         difference, p_value, _, _, below = _difference(table, "dim", baseline)
         seeds = ", ".join(map(str, sorted({seed for _, seed in pairs})))
         lines.append([name, seeds, *means, difference, p_value, below])
@@ -187,17 +202,10 @@ def _caption(table: StudyTable) -> str:
 
 def _by_labeled_domain(table: StudyTable) -> str:
     """Dice, mean of structures and test domains: a column each labeled domain."""
-
-    def value(record: Record, _: str = "") -> float:
-        return _mean_dice(table, record)
-
     lines = []
     for row in table.rows:
-        columns = [
-            [value(record) for seed in table.seeds if (record := table.record(row, domain, seed))]
-            for domain in table.labeled_domains
-        ]
-        lines.append([row, *map(_spread, columns), f"**{_spread(table.values(row, value))}**"])
+        columns = [_spread(table.dices(row, domain)) for domain in table.labeled_domains]
+        lines.append([row, *columns, f"**{_spread(table.dices(row))}**"])
     names = [f"labels: {domain}" for domain in table.labeled_domains]
     title = "Dice × 100, mean of structures and of the test images of all domains:"
     return f"{title}\n\n{markdown_table(['row', *names, 'mean'], lines)}"
@@ -276,15 +284,17 @@ def _labeled_to_test(table: StudyTable, row: str) -> str:
     return f"Dice × 100 of **{row}** by test domain:\n\n{markdown_table(['labels', *names], lines)}"
 
 
-def compare_rows(table: StudyTable, row: str, other: str) -> tuple[PairedComparison, PairedComparison, list[str]]:
-    """Row minus other, on the cells that both have.
+def compare_rows(
+    table: StudyTable, row: str, other: str, labeled_domain: str | None = None
+) -> tuple[PairedComparison, PairedComparison, list[str]]:
+    """Row minus other, on the cells that both have; with a labeled domain, on those of it alone.
 
     Returns:
         The comparison by test case (Dice, mean of structures, averaged over the common cells; interval and test over
         patients); that by cell (a value each labeled domain and seed: the mean of sites); and the (labeled domain →
         test domain) pairs in which the row is below the other, mean over seeds.
     """
-    pairs = table.cells(row, other)
+    pairs = [pair for pair in table.cells(row, other) if labeled_domain in (None, pair[0])]
     groups, below = [], []
     for domain in table.test_domains:
         sides = [np.stack([_case_values(table.record(name, *p), domain) for p in pairs]) for name in (row, other)]
@@ -319,13 +329,32 @@ def _differences(table: StudyTable, other: str) -> str:
     return f"{title}\n\n{markdown_table(header, lines)}"
 
 
+def _differences_by_labeled_domain(table: StudyTable, other: str) -> str:
+    lines = []
+    for row in table.rows:
+        if row == other or not table.cells(row, other):
+            continue
+        shared = {labeled for labeled, _ in table.cells(row, other)}
+        lines.append([row, *(_interval(table, row, other, d) if d in shared else "–" for d in table.labeled_domains)])
+    title = f"The same by labeled domain, minus **{other}**, with 95 % intervals over patients:"
+    return f"{title}\n\n{markdown_table(['row', *(f'labels: {d}' for d in table.labeled_domains)], lines)}"
+
+
+def _interval(table: StudyTable, row: str, other: str, labeled_domain: str) -> str:
+    return _difference_text(compare_rows(table, row, other, labeled_domain)[0])
+
+
+def _difference_text(cases: PairedComparison) -> str:
+    mean, low, high = (f"{100 * getattr(cases.difference, name):+.2f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
 def _difference(table: StudyTable, row: str, other: str) -> list[str]:
     """Row minus other in words: difference and interval, p, patients, cells, test domains below."""
     cases, by_cell, below = compare_rows(table, row, other)
-    mean, low, high = (f"{100 * getattr(cases.difference, name):+.2f}" for name in ("mean", "low", "high"))
     number = len({labeled for labeled, _ in table.cells(row, other)}) * len(table.test_domains)
     return [
-        f"{mean} [{low}, {high}]",
+        _difference_text(cases),
         _p(cases.p_value),
         f"{cases.better} / {cases.worse}",
         f"{by_cell.better} of {by_cell.pairs}, p {_p(by_cell.p_value)}",
