@@ -215,7 +215,8 @@ def run(
 @click.argument("results", type=click.Path(exists=True, file_okay=False))
 def table(results: str) -> None:
     """Print the Markdown table of the JSON files below RESULTS."""
-    from dim_hf.trainer.study_table import format_variants, read_records
+    from dim_hf.trainer.study_records import read_records
+    from dim_hf.trainer.study_table import format_variants
 
     with user_errors():
         folders = sorted({file.parent for file in Path(results).glob("*/*.json")})

@@ -42,7 +42,8 @@ def run(study: str, runs: str, results: str, revision: str | None, overrides: tu
 @click.option("--baseline", default="supervised", show_default=True, help="Row that the others are compared with.")
 def table(results: str, baseline: str) -> None:
     """Print the Markdown tables of the JSON files in RESULTS."""
-    from dim_hf.trainer.study_table import format_study, read_records
+    from dim_hf.trainer.study_records import read_records
+    from dim_hf.trainer.study_table import format_study
 
     with user_errors():
         click.echo(format_study(read_records(Path(results)), baseline))
@@ -55,7 +56,7 @@ def table(results: str, baseline: str) -> None:
 def figure(results: str, picture: str, baseline: str) -> None:
     """Draw the JSON files in RESULTS: scores of each seed and differences, into PICTURE (.png, .svg, .pdf)."""
     from dim_hf.trainer.study_figure import study_figure
-    from dim_hf.trainer.study_table import read_records
+    from dim_hf.trainer.study_records import read_records
 
     with user_errors():
         click.echo(study_figure(read_records(Path(results)), picture, baseline))

@@ -157,7 +157,8 @@ class Tuner:
 
 def format_tuning(records: list[dict[str, Any]]) -> str:
     """A line each start and variant: mean tuning Dice by labeled domain, their mean, and validation Dice."""
-    from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES
+    from dim_hf.metrics.report import MEAN_OF_SITES
+    from dim_hf.trainer.study import of_all_structures
     from dim_hf.trainer.study_table import markdown_table
 
     domains = list(dict.fromkeys(record["labels"] for record in records))
@@ -165,8 +166,8 @@ def format_tuning(records: list[dict[str, Any]]) -> str:
     lines = []
     for start, variant in pairs:
         own = {r["labels"]: r for r in records if (r["start"], r["variant"]) == (start, variant)}
-        dices = [own[d]["tuning_dice"][MEAN_OF_SITES][ALL_STRUCTURES] if d in own else None for d in domains]
-        checks = [own[d]["validation_dice"].get(ALL_STRUCTURES) if d in own else None for d in domains]
+        dices = [of_all_structures(own[d]["tuning_dice"][MEAN_OF_SITES]) if d in own else None for d in domains]
+        checks = [of_all_structures(own[d]["validation_dice"]) if d in own else None for d in domains]
         mean = f"{sum(dices) / len(dices):.2f}" if None not in dices else "–"
         cells = ["–" if value is None else f"{value:.2f}" for value in (*dices, *checks)]
         lines.append((start, variant, *cells[: len(domains)], mean, *cells[len(domains) :]))

@@ -37,6 +37,15 @@ def test_a_domain_that_collapses_is_named_within_100_steps(tmp_path, caplog, nor
         assert "rampup_ratio" in warnings[0]
 
 
+def test_a_resumed_run_knows_the_warnings_of_before(tmp_path):
+    first = tiny_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    first.collapse_alarm.messages.append("the pseudo-labels of domain 'a' are almost only background")
+    first.train()
+    second = tiny_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2)
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert second.training_summary()["warnings"] == first.training_summary()["warnings"] != []
+
+
 def observed(foreground, labeled=0.2, student=0.2, domain=0, size=100):
     """A batch of one labeled and one unlabeled image with these shares of foreground."""
 

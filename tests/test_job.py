@@ -22,6 +22,7 @@ from dim_hf.cli import main
 from dim_hf.metrics.report import read_cases_csv
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
 from dim_hf.trainer.comparison import SETTINGS, format_summary, run_settings, setting_job, summarize
+from dim_hf.trainer.finished_jobs import finish_job
 from dim_hf.trainer.job import make_trainer, run_job
 from dim_hf.trainer.job_arguments import config_words, describe_fields, parse_job
 
@@ -41,6 +42,11 @@ TINY = {
     "disable_tqdm": True,
     "auto_bf16": False,
 }
+
+
+TINY_SEGFORMER = SegformerConfig(
+    hidden_sizes=[8, 8, 16, 16], decoder_hidden_size=16, depths=[1] * 4, num_attention_heads=[1, 1, 2, 2]
+)
 
 
 def write_config(folder, **changes):
@@ -159,12 +165,12 @@ def test_too_few_images_are_refused(tmp_path):
 def test_ablations_turn_parts_off():
     assert list(ABLATIONS) == [
         "supervised",
+        "supervised-strong",
         "supervised-sam",
         "teacher-student",
         "teacher-student-divergence",
         "teacher-student-sam",
         "dim",
-        "supervised-strong",
     ]
     off = {"consistency_weight": 0.0, "divergence_weight": 0.0, "rho": 0.0}
     assert ablation_overrides("supervised") == off
@@ -248,7 +254,9 @@ def test_float_images_out_of_range_are_named_before_training(tmp_path):
 
 
 def test_run_without_validation_keeps_the_last_step(tmp_path):
-    run_job(parse_job(write_config(tmp_path, num_validation=0), ["--output_dir", str(tmp_path / "run")]))
+    job = parse_job(write_config(tmp_path, num_validation=0), ["--output_dir", str(tmp_path / "run")])
+    run_job(job)
+    finish_job(parse_job(write_config(tmp_path, num_validation=0), ["--output_dir", str(tmp_path / "run")]))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["training"]["selected"] == "last step"
     assert results["validation"] is None
@@ -267,13 +275,55 @@ def test_a_second_stage_goes_on_with_network_and_processor_of_the_first(tmp_path
         make_trainer(parse_job(config, ["--intensity", "zscore", "--output_dir", str(tmp_path / "second")]))
 
 
+def write_sixteen_bits(root):
+    for domain in ("site_a", "site_b"):
+        write_site(root, domain, 8)
+        for path in (root / domain / "images").iterdir():
+            Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 250).save(path)
+
+
+def test_a_second_stage_sees_all_bits_of_a_picture(tmp_path):
+    write_sixteen_bits(tmp_path / "data")
+    changes = {"dataset": str(tmp_path / "data"), "num_channels": 1, "intensity": "percentile"}
+    first, test, _ = make_trainer(parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "a")]))
+    first.save_model(str(tmp_path / "network"))
+    config = write_config(tmp_path, **changes, model_name_or_path=str(tmp_path / "network"))
+    _, again, _ = make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "b")]))
+    for domain, samples in test.items():
+        assert samples[0]["pixel_values"].std() > 0.1
+        assert torch.equal(samples[0]["pixel_values"], again[domain][0]["pixel_values"])
+
+
+def test_the_weights_to_start_from_are_read_as_float32(tmp_path):
+    first, _, _ = make_trainer(parse_job(write_config(tmp_path), ["--output_dir", str(tmp_path / "a")]))
+    first.save_model(str(tmp_path / "network"))
+    model = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "network", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "network")
+    config = write_config(tmp_path, model_name_or_path=str(tmp_path / "network"))
+    trainer, _, _ = make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "b")]))
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+def test_a_foreign_processor_gets_no_pictures_of_more_bits(tmp_path):
+    write_sixteen_bits(tmp_path / "data")
+    SegformerForSemanticSegmentation(TINY_SEGFORMER).save_pretrained(tmp_path / "segformer")
+    SegformerImageProcessor().save_pretrained(tmp_path / "segformer")
+    changes = {"dataset": str(tmp_path / "data"), "model_name_or_path": str(tmp_path / "segformer")}
+    with pytest.raises(ValueError, match=r"'case00' of domain 'site_a' has more than 8 bits a channel \(PIL mode I"):
+        make_trainer(parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")]))
+
+
+def test_regions_are_checked_at_half_the_resolution(tmp_path):
+    words = ["--output_dir", str(tmp_path / "run"), "--divergence_grid_size", "20"]
+    make_trainer(parse_job(write_config(tmp_path, divergence_estimator="regional"), words))
+    with pytest.raises(ValueError, match=r"\(16, 16\) pixels at half the resolution, fewer than divergence_grid_size"):
+        make_trainer(parse_job(write_config(tmp_path, half_resolution_ratio=0.1), words))
+
+
 def test_foreign_processor_leaves_the_classes_alone(tmp_path):
     """ADE20k's processors take class 0 away; grey images become the three channels that such models want."""
     write_site(tmp_path / "data", "site_a", 12)
-    config = SegformerConfig(
-        hidden_sizes=[8, 8, 16, 16], decoder_hidden_size=16, depths=[1] * 4, num_attention_heads=[1, 1, 2, 2]
-    )
-    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "segformer")
+    SegformerForSemanticSegmentation(TINY_SEGFORMER).save_pretrained(tmp_path / "segformer")
     SegformerImageProcessor(do_reduce_labels=True).save_pretrained(tmp_path / "segformer")
     changes = {"dataset": str(tmp_path / "data"), "model_name_or_path": str(tmp_path / "segformer")}
     job = parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")])

@@ -70,6 +70,12 @@ def test_volumes_of_a_manifest_train_in_3d_whatever_their_orientation(hospitals,
     # The same array, stored from right to left at one site: mirrored in the body, and so in the sample.
     assert torch.equal(samples["one"]["labels"], samples["other"]["labels"].flip(-1))
     trainer.train()
+    trainer.save_model(str(tmp_path / "network"))
+    second = parse_job(
+        config, ["--output_dir", str(tmp_path / "b"), "--model_name_or_path", str(tmp_path / "network")]
+    )
+    sample = make_trainer(second)[1]["one"][0]
+    assert torch.equal(sample["pixel_values"], samples["one"]["pixel_values"])  # the same size in a second stage
     with pytest.raises(ValueError, match="volume_size must be depth, height and width"):
         make_trainer(parse_job(config, ["--volume_size", "4", "16"]))
 

@@ -100,6 +100,19 @@ def test_parts_of_a_step_add_up_with_a_memory():
             torch.testing.assert_close(found, wanted)
 
 
+def test_streams_of_which_a_pass_sees_unequal_parts_weigh_by_their_own_pixels():
+    """One of one labeled and one of four unlabeled images: each side's gradient is as if all of it moved."""
+    whole = [side.requires_grad_() for side in some_logits(0, shift=1.0)]
+    masses = ALONE.masses(whole)
+    expected = torch.autograd.grad(ALONE.value(masses), whole, retain_graph=True)
+    memory = MassMemory(0.9)
+    memory.accumulate(masses * torch.tensor([1.0, 0.25]).view(2, 1, 1))  # the same shares of fewer images
+    memory.step(one_process)
+    found = torch.autograd.grad(ALONE.value(masses, memory=memory), whole)
+    for own, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-10)
+
+
 def test_small_batches_of_one_site_differ_less_with_a_memory():
     """What it is for: between random images of one population, D of few images is chance."""
     values = {0.0: [], 0.95: []}
@@ -153,5 +166,8 @@ def test_a_checkpoint_holds_the_memory(tmp_path):
     second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(second.objective.memory.masses, first.objective.memory.masses)
     memory = MassMemory(0.5)
+    memory.save(tmp_path)  # before the first step
+    memory.load(tmp_path, torch.device("cpu"))
+    assert memory.masses is None
     with pytest.raises(ValueError, match="divergence_memory=0"):
         memory.load(tmp_path / "checkpoint-2" / "teacher", torch.device("cpu"))

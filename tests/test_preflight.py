@@ -161,9 +161,21 @@ def test_time_is_said_in_minutes_or_hours(seconds, said):
     assert f"to finish    {said}" in str(PreflightReport(**unknown | known))
 
 
-def test_it_takes_one_step_at_half_the_resolution_where_the_run_would(tmp_path):
+@pytest.mark.parametrize(
+    ("limit", "best", "count"), [(None, False, 4), (0, False, 4), (1, False, 2), (1, True, 3), (3, True, 4)]
+)
+def test_checkpoints_that_lie_on_the_disk_together(tmp_path, limit, best, count):
+    """Those kept, the best one among them, and one that is written before another goes."""
+    saving = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": limit, "max_steps": 8}
+    choosing = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2} if best else {}
+    trainer = tiny_trainer(tmp_path / "run", eval_dataset={"a": TinyImages(2)}, **saving, **choosing)
+    assert run_dry(trainer).checkpoints == count
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.05])
+def test_it_takes_one_step_at_half_the_resolution_where_the_run_would(tmp_path, ratio):
     """What cannot be done there is found; what is timed is at the full resolution."""
-    trainer = tiny_trainer(tmp_path / "run", trainer_class=Recording, half_resolution_ratio=0.5, max_steps=8)
+    trainer = tiny_trainer(tmp_path / "run", trainer_class=Recording, half_resolution_ratio=ratio, max_steps=8)
     run_dry(trainer)
     sides = [window[0].pixel_values.shape[-1] for window in trainer.windows]
     assert sides == [16] + [32] * (len(sides) - 1)

@@ -11,10 +11,12 @@ import yaml
 from click.testing import CliRunner
 from scipy.stats import wilcoxon
 
+from dim_hf.evaluation.result import SELECTED_ON_TEST
 from dim_hf.trainer.job_arguments import parse_job
-from dim_hf.trainer.study import Study, StudyRunner, _flat_lists, cells, load_study
+from dim_hf.trainer.study import Study, StudyRunner, _flat_lists, cells, described, load_study
 from dim_hf.trainer.study_figure import study_figure
-from dim_hf.trainer.study_table import StudyTable, compare_rows, format_study, format_variants, read_records
+from dim_hf.trainer.study_records import StudyTable, compare_rows, read_records
+from dim_hf.trainer.study_table import format_study, format_variants
 
 BOTH = {
     "dataset": "phantom:fundus",
@@ -83,6 +85,12 @@ def test_a_study_file_is_two_configurations_and_lists(tmp_path):
         ({"seeds": []}, "seeds of the study is empty"),
         ({"sedes": [1]}, "must have the keys"),
         ({"stage1": {"config": "absent.yaml"}}, "cannot read the configuration"),
+        ({"seeds": 3}, "seeds must be a list of whole numbers in brackets, got 3"),
+        ({"seeds": [True]}, "seeds must be a list of whole numbers"),
+        ({"labeled_domains": "camera_a"}, "labeled_domains must be a list of names in brackets, got 'camera_a'"),
+        ({"share_adaptation": 0.5}, "share_adaptation must be a list of numbers"),
+        ({"stage1": "first.yaml"}, "stage1 must be lines of `field: value`, got 'first.yaml'"),
+        ({"both": None}, "both must be lines of `field: value`, got None"),
     ],
 )
 def test_faulty_studies_are_refused(tmp_path, changes, message):
@@ -309,7 +317,8 @@ def test_tables_show_means_and_spread_over_seeds(records):
     overall = [np.mean([means["a", seed], means["b", seed]]) for seed in (0, 1)]
     assert f"| dim | {np.mean(first):.1f} ± {np.std(first, ddof=1):.1f} |" in text
     assert f"**{np.mean(overall):.1f} ± {np.std(overall, ddof=1):.1f}** |" in text
-    assert "| upper-bound | 80.0 | 80.0 | **80.0** |" in text  # one run stands for every labeled domain
+    assert "| upper-bound | 80.0 | 80.0 | **80.0** | 0 |" in text  # one run stands for every labeled domain
+    assert " | 0, 1 |" in text
     assert "64 pixels" in text
     assert "| dim | 0.50 | – | 4 |" in text
 
@@ -383,7 +392,7 @@ def test_variants_stand_below_each_other(records):
 
 def test_an_unfinished_row_has_no_mean(records):
     text = format_study([r for r in records if (r["row"], r["labeled_domain"]) != ("dim", "b")])
-    (line,) = [line for line in text.splitlines() if line.startswith("| dim |") and line.endswith("**–** |")]
+    (line,) = [line for line in text.splitlines() if line.startswith("| dim |") and "**–**" in line]
     assert line.split("|")[3].strip() == "–"
 
 
@@ -408,6 +417,62 @@ def test_foreign_files_are_refused(tmp_path, records):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"settings": {"stage1": {"image_size": 64}, "stage2": {"rho": 0.5}}}, "rho of stage2"),
+        ({"settings": {"stage1": {"image_size": 32}, "stage2": {}}}, "image_size of stage1"),
+        ({"selected": "best mean_dice on TEST images (test-legacy)"}, "how the checkpoint was chosen"),
+        ({"environment": {"precision": "bf16"}}, "precision"),
+    ],
+)
+def test_a_row_is_of_one_way_of_training(tmp_path, records, change, what):
+    for index, record in enumerate(records):
+        (tmp_path / f"{index}.json").write_text(json.dumps(record | {"environment": {"precision": "float32"}}))
+    assert len(read_records(tmp_path)) == 9
+    (tmp_path / "7.json").write_text(json.dumps(records[7] | {"environment": {"precision": "float32"}} | change))
+    with pytest.raises(ValueError, match=f"row 'dim' with labels of a, seed 0, and of b, seed 1, differ in {what}"):
+        read_records(tmp_path)
+
+
+def test_what_each_cell_chose_or_older_files_do_not_say_may_differ(tmp_path, records):
+    for index, record in enumerate(records):
+        settings = {"stage1": {"image_size": 64, "seed": record["seed"]}, "stage2": {"share_adaptation": index / 10}}
+        environment = {"environment": {"precision": "bf16"}} if index % 2 else {}
+        changes = {"settings": settings, "share_choice": {"0": 0.5, "0.7": 0.6}}
+        (tmp_path / f"{index}.json").write_text(json.dumps(record | changes | environment))
+    assert len(read_records(tmp_path)) == 9
+
+
+def test_the_caption_warns_of_a_choice_on_test_images(records):
+    assert "test images" not in format_study(records).splitlines()[0]
+    for record in records[4:8]:
+        record["selected"] = "best mean_dice on TEST images (test-legacy)"
+    caption = format_study(records).splitlines()[0]
+    assert "checkpoint: best mean_dice on TEST images (test-legacy), last step;" in caption
+    assert SELECTED_ON_TEST in caption
+
+
+def test_a_strength_that_was_not_asked_for_is_another_result(tmp_path, records):
+    study = load_study(write_study(tmp_path, rows=["dim"], labeled_domains=["camera_a"], share_adaptation=[0.7]))
+    (tmp_path / "results").mkdir()
+    file = tmp_path / "results" / "camera_a-dim-seed0.json"
+    for found, said in (((0.0, None), "0.0"), ((0.7, {"0.3": 0.5, "0.7": 0.6}), "0.3, 0.7")):
+        record = records[0] | {"share_adaptation": found[0], "share_choice": found[1]}
+        file.write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=f"made with share_adaptation {said}, now it is 0.7: choose another"):
+            list(StudyRunner(study, tmp_path / "runs", tmp_path / "results", "abc").run())
+
+
+def test_settings_do_not_depend_on_the_machine(monkeypatch):
+    words = ["--auto_bf16", "False", "--max_steps", "7", "--use_cpu", "True"]
+    found = []
+    for native in (True, False):
+        monkeypatch.setattr("dim_hf.trainer.job_arguments._has_native_bf16", lambda use_cpu, native=native: native)
+        found.append(described(parse_job(None, words)))
+    assert found[0] == found[1] == {"auto_bf16": False, "max_steps": 7}
 
 
 def test_lists_of_numbers_are_on_one_line():

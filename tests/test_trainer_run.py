@@ -281,6 +281,8 @@ def test_predicts_images_without_labels(tmp_path):
         ({"max_steps": 0}, "max_steps must be at least 1"),
         ({"fp16": True}, "fp16 needs a GPU"),
         ({"per_device_train_batch_size": 99}, "leave it out"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size has no effect: set labeled_batch_size"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
@@ -358,6 +360,12 @@ def test_sizes_of_the_inner_structure_are_drawn_anew_in_labeled_images_alone(tmp
 def test_a_structure_warp_needs_nested_structures(tmp_path):
     with pytest.raises(ValueError, match=r"no structure of .* lies within another"):
         tiny_trainer(tmp_path, structure_warp_probability=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_too_short_for_a_teacher_are_refused(tmp_path, dtype):
+    with pytest.raises(ValueError, match=f"are {dtype}: load the model with dtype=torch.float32"):
+        tiny_trainer(tmp_path, tiny_model().to(dtype))
 
 
 def test_bad_datasets_are_refused_before_training(tmp_path):

@@ -59,6 +59,14 @@ def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
     assert f"| range | dim-after-range | {mean:.2f} |" in printed.output
 
 
+def test_one_structure_stands_for_all():
+    scores = {"camera_b": {"nucleus": 81.5}, "mean of sites": {"nucleus": 81.5}}
+    record = {"labels": "camera_a", "start": "plain", "variant": "dim", "tuning_dice": scores}
+    table = EXAMPLE["format_tuning"]([record | {"validation_dice": {"nucleus": 90.25}}])
+    assert table.endswith("| plain | dim | 81.50 | 81.50 | 90.25 |")
+    assert EXAMPLE["format_tuning"]([record | {"validation_dice": {}}]).endswith("| 81.50 | 81.50 | – |")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -48,11 +48,11 @@ class CollapseAlarm:
 
     @torch.no_grad()
     def observe(self, inputs: StepInputs, labeled_logits: Tensor) -> None:
-        """Add one micro-batch's pixels to the counts; nothing is copied to the host."""
+        """Add one micro-batch's pixels to the counts."""
         if inputs.pseudo_labels is None:
             return
         if self._sums is None:
-            self._sums = labeled_logits.new_zeros(2 + len(self.names), 2, dtype=torch.float64)
+            self._sums = labeled_logits.new_zeros(2 + len(self.names), 2, dtype=torch.int64)
         for row, classes in enumerate((inputs.labels, labeled_logits.argmax(dim=1))):
             self._sums[row] += _counts(classes).sum(0)
         codes = torch.zeros(len(inputs.pseudo_labels), dtype=torch.long)
@@ -64,7 +64,7 @@ class CollapseAlarm:
         """After `step` optimizer steps: at the end of a window, look at its counts and warn."""
         if self._sums is None or step % WINDOW:
             return
-        counts = self._sum_over_processes(self._sums).cpu()
+        counts = self._sum_over_processes(self._sums).cpu().double()
         self._sums = torch.zeros_like(self._sums)
         # Shares of background and foreground: of the masks, of the student on the same images, of each domain.
         labeled, student, *domains = (counts / counts.sum(1, keepdim=True).clamp(min=1)).tolist()
@@ -91,7 +91,7 @@ class CollapseAlarm:
 def _counts(classes: Tensor) -> Tensor:
     """Pixels of background and of foreground of each image, (N, 2); ignored ones (255) are neither."""
     classes = classes.flatten(1)
-    return torch.stack([(classes == 0).sum(1), ((classes > 0) & (classes != 255)).sum(1)], dim=1).double()
+    return torch.stack([(classes == 0).sum(1), ((classes > 0) & (classes != 255)).sum(1)], dim=1)
 
 
 def _lost(shares: list[float], expected: list[float]) -> str | None:

@@ -84,7 +84,7 @@ class DimTrainer(TeacherStudentTrainer):
             else `transformers.Trainer` takes.
 
     Raises:
-        ValueError: for a missing or too small dataset; or as `check_launch`.
+        ValueError: for a missing or too small dataset, or weights shorter than float32; or as `check_launch`.
     """
 
     args: DimTrainingArguments
@@ -100,6 +100,7 @@ class DimTrainer(TeacherStudentTrainer):
     ) -> None:
         args = args if args is not None else DimTrainingArguments(output_dir="dim_output")
         check_launch(args)
+        _refuse_short_weights(model)
         if getattr(model.config, "deep_supervision", False):
             raise ValueError("deep_supervision adds a loss of its own to the model's forward: set it to False here")
         self.batch_sampler = make_batch_sampler(args, labeled_dataset, unlabeled_dataset)
@@ -371,6 +372,10 @@ class DimTrainer(TeacherStudentTrainer):
         """What `TeacherStudentTrainer` says, and the warnings of the run."""
         return super().training_summary() | {"warnings": self.collapse_alarm.messages}
 
+    def _recall(self, summary: dict[str, Any]) -> None:
+        super()._recall(summary)
+        self.collapse_alarm.messages = list(summary.get("warnings", []))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -380,3 +385,13 @@ class DimTrainer(TeacherStudentTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.objective.load(Path(checkpoint))
+
+
+def _refuse_short_weights(model: PreTrainedModel) -> None:
+    """In bf16 or fp16, what a teacher follows by and what a perturbation moves are lost in rounding."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize < 4:
+            raise ValueError(
+                f"the weights {name} are {parameter.dtype}: load the model with dtype=torch.float32, and set "
+                "bf16=True or fp16=True to compute in that precision"
+            )

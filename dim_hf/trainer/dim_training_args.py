@@ -188,6 +188,7 @@ class DimTrainingArguments(TrainingArguments):
         """Check the method's arguments, then let transformers check its own."""
         self._check_ranges()
         self._check_choices()
+        self._refuse_without_effect()
         if self.max_steps == 0 or self.max_steps < -1:
             raise ValueError(f"max_steps must be at least 1 (or -1 to count epochs), got {self.max_steps}")
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
@@ -261,6 +262,16 @@ class DimTrainingArguments(TrainingArguments):
             raise ValueError("half_resolution_ratio must be below 1: the last steps must see images as they are")
         if self.ema_decay == 1:
             raise ValueError("ema_decay must be below 1: with 1 the teacher would never learn from the student")
+
+    def _refuse_without_effect(self) -> None:
+        """Arguments of transformers that would be accepted and change nothing here."""
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size has no effect: set labeled_batch_size and unlabeled_batch_size; "
+                "`dim-hf train --dry_run` measures the memory that they take"
+            )
+        if self.label_smoothing_factor != 0:
+            raise ValueError("label_smoothing_factor has no effect: the terms of the objective have no such factor")
 
     def _check_choices(self) -> None:
         legal = {

@@ -99,14 +99,19 @@ def split_source(source: Source, data: DataArguments) -> SemiSupervisedSplit:
 def make_processor(source: Source, data: DataArguments) -> DimImageProcessor:
     """The processor that brings every image to the job's size and intensities."""
     about = source.description
-    spatial: dict[str, Any] = {"size": {"height": data.image_size, "width": data.image_size}}
-    if about.spatial_dims == 3:
-        spatial = {"spatial_dims": 3, "do_resize": data.volume_size is not None}
-        if data.volume_size:
-            if len(data.volume_size) != 3:
-                raise ValueError(f"volume_size must be depth, height and width, got {data.volume_size}")
-            spatial["size"] = dict(zip(("depth", "height", "width"), data.volume_size, strict=True))
-    return DimImageProcessor(num_channels=about.num_channels, intensity=about.intensity, **spatial)
+    return DimImageProcessor(num_channels=about.num_channels, intensity=about.intensity, **_sizes(source, data))
+
+
+def _sizes(source: Source, data: DataArguments) -> dict[str, Any]:
+    """What a processor has to know of the size that it brings images, or volumes, to."""
+    if source.description.spatial_dims == 2:
+        return {"size": {"height": data.image_size, "width": data.image_size}}
+    if not data.volume_size:
+        return {"spatial_dims": 3, "do_resize": False}
+    if len(data.volume_size) != 3:
+        raise ValueError(f"volume_size must be depth, height and width, got {data.volume_size}")
+    size = dict(zip(("depth", "height", "width"), data.volume_size, strict=True))
+    return {"spatial_dims": 3, "do_resize": True, "size": size}
 
 
 def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
@@ -116,7 +121,11 @@ def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
     names = {"id2label": about.id2label, "label2id": {name: index for index, name in about.id2label.items()}}
     if model.model_name_or_path:
         loaded = AutoModelForSemanticSegmentation.from_pretrained(
-            model.model_name_or_path, ignore_mismatched_sizes=True, **names
+            # In the checkpoint's own type, bf16 perhaps, small changes of weights and of the teacher would be lost.
+            model.model_name_or_path,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            **names,
         )
         loaded.config.structures, loaded.config.plane = about.structures, plane
         return loaded
@@ -150,14 +159,13 @@ def make_trainer(
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
     source = job_source(job.data)
     check_names(set(source.rows["domain"]), source.description.structures)
-    if job.model.model_name_or_path and isinstance(source.rows.features["image"], datasets.Image):
-        # Processors of other models take three channels; ours brings images to the model's own.
-        source = replace(source, rows=source.rows.cast_column("image", datasets.Image(mode="RGB")))
+    processor = _processor_of(job, source)
+    if not isinstance(processor, DimImageProcessor) and isinstance(source.rows.features["image"], datasets.Image):
+        source = replace(source, rows=_as_rgb(source.rows))
     _check_files(source, job.training)
     split = split_source(source, job.data)
     set_seed(job.training.seed)
     model = make_model(source, job.model)
-    processor = _processor_of(job, source)
     _check_processing(source.rows, processor, job)
     if not split.test:
         raise ValueError("no test images: raise test_fraction, or give images of a `test` folder masks")
@@ -275,9 +283,26 @@ def _processor_of(job: Job, source: Source) -> Any:
                 f"intensity is {job.data.intensity!r}, but {job.model.model_name_or_path} has {trained!r}: "
                 "leave it out, or train a new network"
             )
-        processor.size = {"height": job.data.image_size, "width": job.data.image_size}
+        for name in ("size", "do_resize"):
+            if name in (sizes := _sizes(source, job.data)):
+                setattr(processor, name, sizes[name])
         return processor
     return make_processor(source, job.data)
+
+
+def _as_rgb(rows: datasets.Dataset) -> datasets.Dataset:
+    """Pictures as the processors of other models take them: three channels of 8 bits."""
+    domains = rows["domain"]
+    for domain in dict.fromkeys(domains):
+        index = domains.index(domain)
+        mode = rows.select_columns("image")[index]["image"].mode
+        if mode.startswith(("I", "F")):  # whose values beyond 255 would all become white
+            raise ValueError(
+                f"image {rows.select_columns('name')[index]['name']!r} of domain {domain!r} has more than 8 bits a "
+                f"channel (PIL mode {mode}), and the processor of this model takes 8: save the images with 8 bits, or "
+                "start from a model of dim_hf, whose processor keeps them"
+            )
+    return rows.cast_column("image", datasets.Image(mode="RGB"))
 
 
 def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
@@ -291,13 +316,19 @@ def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
         except ValueError as error:
             raise ValueError(f"{name} cannot be brought to the network's input: {error}") from error
         shape = tuple(sample["pixel_values"].shape[1:])
+        if job.training.half_resolution_ratio > 0:
+            shape = tuple(side // 2 for side in shape)
         grid_size = job.training.divergence_grid_size if job.training.divergence_estimator == "regional" else 1
         if min(shape) < grid_size and job.training.divergence_weight > 0:
-            raise ValueError(f"{name} has {shape} pixels, fewer than divergence_grid_size={grid_size} along an axis")
+            halved = " at half the resolution" if job.training.half_resolution_ratio > 0 else ""
+            raise ValueError(
+                f"{name} has {shape} pixels{halved}, fewer than divergence_grid_size={grid_size} along an axis"
+            )
 
 
 def _without_validation(training: Any) -> Any:
     """With no validation images there is nothing to select by: the last step is kept."""
+    training = copy.copy(training)  # the job stays what was asked for, else its own next call would be refused
     training.eval_strategy = "no"
     training.load_best_model_at_end = False
     return training

@@ -21,12 +21,17 @@ RESULTS_FILE = "results.json"
 PACKAGES = ("dim-hf", "torch", "transformers", "accelerate", "datasets", "numpy", "scipy")
 
 
-def environment() -> dict[str, str | int]:
-    """Versions of Python and of the packages that a result depends on, and the number of processes."""
+def environment(training: Mapping[str, Any]) -> dict[str, str | int]:
+    """Versions of Python and of the packages that a result depends on, the number of processes, and the precision.
+
+    Args:
+        training: fields of the training.
+    """
     place = {
         "python": platform.python_version(),
         "machine": platform.machine(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "precision": "bf16" if training["bf16"] else "fp16" if training["fp16"] else "float32",
     }
     return place | {name: metadata.version(name) for name in PACKAGES}
 
@@ -80,6 +85,6 @@ def write_report(
     if logged:  # a run of a few steps may end before its first line
         on_test = summary["job"]["training"]["select"] == "test-legacy"
         curves(logged, folder / "curves.png", TEST_LEGACY_PANELS if on_test else PANELS)
-    results = {**summary, "environment": environment(), HASHES: run_hashes(folder)}
+    results = {**summary, "environment": environment(summary["job"]["training"]), HASHES: run_hashes(folder)}
     # The file's presence says that the run is complete.
     write_text(folder / RESULTS_FILE, json.dumps(results, indent=2, default=str) + "\n")

@@ -53,9 +53,8 @@ class MassMemory:
         self._new = []
 
     def save(self, folder: Path) -> None:
-        """Write the masses into a checkpoint folder; nothing before the first step."""
-        if self.masses is not None:
-            save_file({"masses": self.masses.cpu()}, folder / MEMORY_FILE)
+        """Write the masses into a checkpoint folder; before the first step a file without any."""
+        save_file({} if self.masses is None else {"masses": self.masses.cpu()}, folder / MEMORY_FILE)
 
     def load(self, folder: Path, device: torch.device) -> None:
         """Read what `save` wrote.
@@ -68,4 +67,5 @@ class MassMemory:
                 f"{folder} has no {MEMORY_FILE}: that run had no memory of class masses, so go on with its "
                 "divergence_estimator and divergence_memory=0"
             )
-        self.masses = load_file(folder / MEMORY_FILE)["masses"].to(device)
+        masses = load_file(folder / MEMORY_FILE).get("masses")
+        self.masses = None if masses is None else masses.to(device)

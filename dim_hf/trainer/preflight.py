@@ -86,7 +86,8 @@ class _Plan:
         steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
         validates = trainer.eval_dataset is not None
         saved = _times(args.save_strategy, args.save_steps, steps, per_epoch)
-        kept = saved if args.save_total_limit is None else min(saved, args.save_total_limit)
+        limit = args.save_total_limit or saved  # to transformers, 0 is no limit
+        kept = min(saved, max(limit, 2) if args.load_best_model_at_end else limit)  # the best one is kept, too
         return cls(
             args=args,
             output_dir=output_dir,
@@ -233,14 +234,13 @@ def _dry(trainer: DimTrainer, folder: str) -> Iterator[None]:
         "max_steps": WARM_UP_STEPS + TIMED_STEPS,
         # Whether a step at half the resolution is possible at all, and the cost of those at the full one with strong
         # views, which cost more.
-        "half_resolution_ratio": min(trainer.args.half_resolution_ratio, 1 / (WARM_UP_STEPS + TIMED_STEPS)),
+        "half_resolution_ratio": 1 / (WARM_UP_STEPS + TIMED_STEPS) if trainer.args.half_resolution_ratio > 0 else 0.0,
         "weak_view_ratio": 0.0,
         "save_strategy": "no",
         "eval_strategy": "no",
         "logging_strategy": "no",
         "load_best_model_at_end": False,
         "push_to_hub": False,
-        "auto_find_batch_size": False,  # it would hide what does not fit
     }
     try:
         with _changed(trainer.args, **changes):

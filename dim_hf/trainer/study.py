@@ -36,6 +36,8 @@ supervision by the labels of all domains."""
 ALL_DOMAINS = "all"
 # Where something lies, on this machine; the data set is known by the hashes of the split.
 _PLACES = ("dataset", "model_name_or_path")
+# What follows from the machine where it is not said; the results state the precision beside the settings.
+_OF_THE_MACHINE = ("bf16", "use_cpu")
 _SUPERVISED = (STAGE1, *(row for row, off in ABLATIONS.items() if "consistency" in off), UPPER_BOUND)
 
 
@@ -95,11 +97,30 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise ValueError(f"{path} must have the keys {', '.join(sorted(needed))}, and may have {sorted(optional)}")
 
     def words(stage: Mapping[str, Any]) -> tuple[str, ...]:
-        return (*stage_words(stage, said.get("both", {}), path.parent), *overrides)
+        return (*stage_words(stage, said["both"], path.parent), *overrides)
 
+    said = {"both": {}, "share_adaptation": [0.0]} | said
+    _check_kinds(said, path)
     lists = {name: tuple(said[name]) for name in ("labeled_domains", "rows", "seeds")}
-    strengths = tuple(sorted(map(float, said.get("share_adaptation", [0.0]))))
+    strengths = tuple(sorted(map(float, said["share_adaptation"])))
     return Study(path.stem, words(said["stage1"]), words(said["stage2"]), **lists, share_adaptation=strengths)
+
+
+def _check_kinds(said: Mapping[str, Any], path: Path) -> None:
+    """Refuse a value of another kind, such as one word where a list is wanted."""
+    items = {
+        "labeled_domains": ("names", str),
+        "rows": ("names", str),
+        "seeds": ("whole numbers", int),
+        "share_adaptation": ("numbers", int | float),
+    }
+    for key, (kind, wanted) in items.items():
+        values = said[key]
+        if not isinstance(values, list) or not all(isinstance(v, wanted) and not isinstance(v, bool) for v in values):
+            raise ValueError(f"{path}: {key} must be a list of {kind} in brackets, got {values!r}")
+    for key in ("stage1", "stage2", "both"):
+        if not isinstance(said[key], dict):
+            raise ValueError(f"{path}: {key} must be lines of `field: value`, got {said[key]!r}")
 
 
 def stage_words(stage: Mapping[str, Any], both: Mapping[str, Any], folder: Path) -> list[str]:
@@ -168,6 +189,13 @@ class StudyRunner:
 
     def _refuse_other_settings(self, cell: Cell, file: Path) -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
+        choice = found["share_choice"] or {found["share_adaptation"]: None}
+        known = tuple(sorted(strength if strength is None else float(strength) for strength in choice))
+        if known != self._candidates(cell):
+            raise ValueError(
+                f"{file} was made with share_adaptation {', '.join(map(str, known))}, now it is "
+                f"{', '.join(map(str, self._candidates(cell)))}: choose another --results folder"
+            )
         wanted = self._settings(cell, found["share_adaptation"])
         if found["settings"] != wanted:
             names = {name for stage, fields in wanted.items() for name in {**fields, **found["settings"][stage]}
@@ -208,13 +236,15 @@ class StudyRunner:
             "code": self.code,
         }
 
+    def _candidates(self, cell: Cell) -> tuple[float | None, ...]:
+        """The strengths of `share_adaptation` that a cell may have: one, or those that validation chooses from."""
+        if cell.row in _SUPERVISED:
+            return (None,)
+        return (0.0,) if cell.row == UNADAPTED else self.study.share_adaptation
+
     def _strength(self, cell: Cell) -> tuple[float | None, dict[str, float] | None]:
         """The strength of `share_adaptation` for a cell, and the validation Dice it was chosen by."""
-        strengths = self.study.share_adaptation
-        if cell.row in _SUPERVISED:
-            return None, None
-        if cell.row == UNADAPTED:
-            return 0.0, None
+        strengths = self._candidates(cell)
         if len(strengths) == 1:
             return strengths[0], None
         stage1_job = self._stage1_job(cell)
@@ -228,7 +258,7 @@ class StudyRunner:
                 raise ValueError(
                     "share_adaptation is chosen on validation images: give num_validation, or one strength"
                 )
-            dices[strength] = _mean(results["validation"])
+            dices[strength] = of_all_structures(results["validation"])
         best = max(strengths, key=dices.__getitem__)  # the first of equals, and they are sorted
         return best, {str(strength): dice for strength, dice in dices.items()}
 
@@ -252,19 +282,20 @@ class StudyRunner:
         return ["--labeled_domain", cell.labeled_domain]
 
 
-def _mean(dices: Mapping[str, float]) -> float:
-    return dices.get(ALL_STRUCTURES, next(iter(dices.values())))
-
-
 def described(job: Job) -> dict[str, Any]:
-    """The fields of a job that are not the defaults, without places."""
+    """The fields of a job that are not the defaults, without places and without what follows from the machine."""
     usual = relevant_fields(job_with([]))
     return {
         name: value
         for part, values in relevant_fields(job).items()
         for name, value in values.items()
-        if name not in _PLACES and value != usual[part].get(name)
+        if name not in (*_PLACES, *_OF_THE_MACHINE) and value != usual[part].get(name)
     }
+
+
+def of_all_structures(by_structure: Mapping[str, Any]) -> Any:
+    """What is said of the mean of all structures; where there is one structure, of that."""
+    return by_structure.get(ALL_STRUCTURES, next(iter(by_structure.values()), None))
 
 
 def _defined(value: float) -> float | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dim_hf.metrics.figure_style import COLORS, GRID, INK, MARKERS, house_style, quiet_grid, save, short
-from dim_hf.trainer.study_table import Record, StudyTable, compare_rows
+from dim_hf.trainer.study_records import Record, StudyTable, compare_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ def study_figure(records: Sequence[Record], path: str | Path, baseline: str = "s
     over patients. A group a labeled domain, and one for the mean of all.
 
     Args:
-        records: of `dim_hf.trainer.study_table.read_records`.
+        records: of `dim_hf.trainer.study_records.read_records`.
         path: file to write; its ending chooses the format; missing folders are made.
         baseline: the row that the others are compared with.
 

@@ -1,126 +1,17 @@
-"""The Markdown tables of a study, from its JSON files alone: scores, paired differences, and what a step costs."""
+"""The Markdown tables of a study: scores, paired differences, and what a step costs."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES
-from dim_hf.metrics.statistics import PairedComparison, compare_paired, compare_paired_groups
+from dim_hf.metrics.report import MEAN_OF_SITES
+from dim_hf.metrics.statistics import PairedComparison
+from dim_hf.trainer.job_report import stamp
 from dim_hf.trainer.study import ALL_DOMAINS, ROWS, STAGE1
+from dim_hf.trainer.study_records import Record, StudyTable, compare_rows, mean_value
 
-Record = dict[str, Any]
 # Metric, its name, and what its values are multiplied by.
 _KINDS = (("dice", "Dice", 100.0), ("hd95", "HD95", 1.0))
-_NEEDED = ("study", "row", "labeled_domain", "seed", "scores", "cases", "split", "settings", "cost", "code")
-
-
-def read_records(folder: Path) -> list[Record]:
-    """The results of a study.
-
-    Args:
-        folder: of the JSON files that `StudyRunner` wrote.
-
-    Raises:
-        ValueError: if there is none, one cannot be read, or they are of several studies, settings of one row or
-            test images.
-    """
-    records = []
-    for file in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {file}: {error}") from error
-        missing = [key for key in _NEEDED if not isinstance(record, dict) or key not in record]
-        if missing:
-            raise ValueError(f"{file} is no result of a study: it lacks {', '.join(missing)}")
-        records.append(record)
-    if not records:
-        raise ValueError(f"there is no result of a study in {folder}: run `examples/study.py run` first")
-    for what, values in {
-        "studies": {record["study"] for record in records},
-        "test images": {json.dumps(record["split"]["test"], sort_keys=True) for record in records},
-    }.items():
-        if len(values) > 1:
-            raise ValueError(f"{folder} holds results of several {what}: one table needs the same {what}")
-    return records
-
-
-@dataclass(frozen=True)
-class StudyTable:
-    """Records by row, labeled domain and seed; the upper bound's stand for every labeled domain.
-
-    Attributes:
-        records: of `read_records`.
-    """
-
-    records: Sequence[Record]
-
-    @property
-    def rows(self) -> list[str]:
-        """The rows that have a record, in the order of `ROWS`."""
-        found = {record["row"] for record in self.records}
-        return [row for row in ROWS if row in found]
-
-    @property
-    def labeled_domains(self) -> list[str]:
-        """Domains that had the labels in some record, sorted."""
-        return sorted({record["labeled_domain"] for record in self.records} - {ALL_DOMAINS}) or [ALL_DOMAINS]
-
-    @property
-    def seeds(self) -> list[int]:
-        """Seeds of all records, sorted."""
-        return sorted({record["seed"] for record in self.records})
-
-    @property
-    def test_domains(self) -> list[str]:
-        """Domains with test images, in the order of the data set."""
-        return [domain for domain in self.records[0]["scores"] if domain != MEAN_OF_SITES]
-
-    @property
-    def structures(self) -> list[str]:
-        """What is scored."""
-        return [name for name in self.records[0]["scores"][self.test_domains[0]] if name != ALL_STRUCTURES]
-
-    def record(self, row: str, labeled_domain: str, seed: int) -> Record | None:
-        """The record of a cell, or None where it has not been run."""
-        for record in self.records:
-            key = record["row"], record["seed"], record["labeled_domain"]
-            if key[:2] == (row, seed) and key[2] in (labeled_domain, ALL_DOMAINS):
-                return record
-        return None
-
-    def cells(self, *rows: str) -> list[tuple[str, int]]:
-        """(labeled domain, seed) of which every one of the rows has a record."""
-        pairs = [(domain, seed) for domain in self.labeled_domains for seed in self.seeds]
-        return [pair for pair in pairs if all(self.record(row, *pair) for row in rows)]
-
-    def refuse_absent(self, row: str) -> None:
-        """Raise ValueError, naming the rows that there are, unless one has this name."""
-        if row not in self.rows:
-            raise ValueError(f"there is no result of the row {row!r}; there are: {', '.join(self.rows)}")
-
-    def dices(self, row: str, labeled_domain: str | None = None) -> list[float]:
-        """Dice, mean of structures and test domains, a value a seed.
-
-        Args:
-            row: one of `rows`.
-            labeled_domain: that had the labels; None for the mean over all, of the seeds that have all.
-        """
-        if labeled_domain is None:
-            return self.values(row, lambda record, _: _mean_dice(self, record))
-        return [_mean_dice(self, self.record(row, *pair)) for pair in self.cells(row) if pair[0] == labeled_domain]
-
-    def values(self, row: str, value_of: Callable[[Record, str], float]) -> list[float]:
-        """A value for each seed in which the row is complete: the mean over labeled domains."""
-        complete = [seed for seed in self.seeds if all((d, seed) in self.cells(row) for d in self.labeled_domains)]
-        return [
-            _mean(value_of(self.record(row, domain, seed), domain) for domain in self.labeled_domains)
-            for seed in complete
-        ]
 
 
 def format_study(records: Sequence[Record], baseline: str = "supervised") -> str:
@@ -192,12 +83,17 @@ def _caption(table: StudyTable) -> str:
     sizes = "-".join(map(str, settings.get("hidden_sizes", [])))
     network = f"U-Net {sizes}, " if sizes else ""
     codes = sorted({f"{r['code']['git_revision']}, sources {r['code']['sources_sha256'][:12]}" for r in table.records})
-    return (
+    chosen = sorted({record["selected"] for record in table.records})
+    warning = next(filter(None, (stamp(record) for record in table.records)), "")
+    precisions = sorted({p for r in table.records if (p := r.get("environment", {}).get("precision"))})
+    precision = f"Precision: {', '.join(precisions)}. " if precisions else ""
+    text = (
         f"**{first['study']}**: {network}{settings.get('image_size', 128)} pixels, "
         f"{' + '.join(map(str, first['steps']))} steps, {first['split']['labeled']['images']} labels of one domain; "
-        f"checkpoint: {first['selected']}; seeds {', '.join(map(str, table.seeds))}. Mean ± sd over seeds, where "
-        f"there are several. Code: {'; '.join(codes)}."
+        f"checkpoint: {', '.join(chosen)}; seeds {', '.join(map(str, table.seeds))}. Mean ± sd over seeds, where "
+        f"there are several. {precision}Code: {'; '.join(codes)}."
     )
+    return f"{text} {warning}".strip()
 
 
 def _by_labeled_domain(table: StudyTable) -> str:
@@ -205,31 +101,21 @@ def _by_labeled_domain(table: StudyTable) -> str:
     lines = []
     for row in table.rows:
         columns = [_spread(table.dices(row, domain)) for domain in table.labeled_domains]
-        lines.append([row, *columns, f"**{_spread(table.dices(row))}**"])
+        seeds = ", ".join(map(str, table.complete_seeds(row))) or "–"
+        lines.append([row, *columns, f"**{_spread(table.dices(row))}**", seeds])
     names = [f"labels: {domain}" for domain in table.labeled_domains]
-    title = "Dice × 100, mean of structures and of the test images of all domains:"
-    return f"{title}\n\n{markdown_table(['row', *names, 'mean'], lines)}"
-
-
-def _mean(values: Iterable[float | None]) -> float:
-    """The mean; NaN with a value that is not defined."""
-    return float(np.mean(np.array(list(values), dtype=float)))
-
-
-def _mean_dice(table: StudyTable, record: Record) -> float:
-    """Mean over structures and over the test images of all domains."""
-    return record["scores"][MEAN_OF_SITES][_all(table)]["dice"]
-
-
-def _all(table: StudyTable) -> str:
-    return ALL_STRUCTURES if len(table.structures) > 1 else table.structures[0]
+    title = (
+        "Dice × 100, mean of structures and of the test images of all domains, and the seeds that have all labeled "
+        "domains (rows of different seeds are compared below, on what they share):"
+    )
+    return f"{title}\n\n{markdown_table(['row', *names, 'mean', 'seeds'], lines)}"
 
 
 def _structures_by_labeled_domain(table: StudyTable, metric: str, title: str, factor: float) -> str:
     """One metric of each structure, mean of the test images of all domains: columns for each labeled domain."""
 
     def value(structure: str) -> Callable[[Record, str], float]:
-        return lambda record, _: _mean([record["scores"][MEAN_OF_SITES][structure][metric]])
+        return lambda record, _: mean_value([record["scores"][MEAN_OF_SITES][structure][metric]])
 
     lines = []
     for row in table.rows:
@@ -254,7 +140,7 @@ def _by_structure(table: StudyTable) -> str:
     def at(metric: str, structure: str, own: bool) -> Callable[[Record, str], float]:
         def value(record: Record, labeled: str) -> float:
             domains = [domain for domain in table.test_domains if (domain == labeled) == own]
-            return _mean(record["scores"][domain][structure][metric] for domain in domains)
+            return mean_value(record["scores"][domain][structure][metric] for domain in domains)
 
         return value
 
@@ -276,43 +162,12 @@ def _labeled_to_test(table: StudyTable, row: str) -> str:
 
     def values(labeled: str, test: str, structure: str) -> list[float]:
         records = [table.record(row, labeled, seed) for seed in table.seeds]
-        return [_mean([record["scores"][test][structure]["dice"]]) for record in records if record]
+        return [mean_value([record["scores"][test][structure]["dice"]]) for record in records if record]
 
     columns = [(test, structure) for structure in table.structures for test in table.test_domains]
     lines = [[domain, *(_spread(values(domain, *column)) for column in columns)] for domain in table.labeled_domains]
     names = [f"{structure} at {test}" for test, structure in columns]
     return f"Dice × 100 of **{row}** by test domain:\n\n{markdown_table(['labels', *names], lines)}"
-
-
-def compare_rows(
-    table: StudyTable, row: str, other: str, labeled_domain: str | None = None
-) -> tuple[PairedComparison, PairedComparison, list[str]]:
-    """Row minus other, on the cells that both have; with a labeled domain, on those of it alone.
-
-    Returns:
-        The comparison by test case (Dice, mean of structures, averaged over the common cells; interval and test over
-        patients); that by cell (a value each labeled domain and seed: the mean of sites); and the (labeled domain →
-        test domain) pairs in which the row is below the other, mean over seeds.
-    """
-    pairs = [pair for pair in table.cells(row, other) if labeled_domain in (None, pair[0])]
-    groups, below = [], []
-    for domain in table.test_domains:
-        sides = [np.stack([_case_values(table.record(name, *p), domain) for p in pairs]) for name in (row, other)]
-        patients = [str(number) for number in table.record(row, *pairs[0])["cases"][domain]["patients"]]
-        groups.append((sides[0].mean(0), sides[1].mean(0), patients))
-        for labeled in dict.fromkeys(labeled for labeled, _ in pairs):
-            chosen = [index for index, pair in enumerate(pairs) if pair[0] == labeled]
-            if np.nanmean(sides[0][chosen]) < np.nanmean(sides[1][chosen]):
-                below.append(f"{labeled} → {domain}")
-    means = [[_mean_dice(table, table.record(name, *p)) for p in pairs] for name in (row, other)]
-    return compare_paired_groups(groups), compare_paired(*means), below
-
-
-def _case_values(record: Record, domain: str) -> np.ndarray:
-    """Dice of each test case of a domain, mean over structures; NaN where the reference says nothing."""
-    dices = np.array([scores["dice"] for scores in record["cases"][domain]["scores"].values()], dtype=float)
-    known = ~np.isnan(dices)
-    return np.where(known.any(0), np.where(known, dices, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
 
 
 def _differences(table: StudyTable, other: str) -> str:
@@ -357,7 +212,7 @@ def _difference(table: StudyTable, row: str, other: str) -> list[str]:
         _difference_text(cases),
         _p(cases.p_value),
         f"{cases.better} / {cases.worse}",
-        f"{by_cell.better} of {by_cell.pairs}, p {_p(by_cell.p_value)}",
+        f"{by_cell.better} of {by_cell.pairs}",
         f"{len(below)} of {number}" + (f": {', '.join(below)}" if 0 < len(below) <= 4 else ""),
     ]
 

@@ -287,9 +287,11 @@ class TeacherStudentTrainer(ResumableTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             _load_weights(self.teacher, Path(checkpoint) / TEACHER_FOLDER)
-            self.skipped_steps = json.loads((Path(checkpoint) / SUMMARY_FILE).read_text(encoding="utf-8"))[
-                "skipped_steps"
-            ]
+            self._recall(json.loads((Path(checkpoint) / SUMMARY_FILE).read_text(encoding="utf-8")))
+
+    def _recall(self, summary: dict[str, Any]) -> None:
+        """Take up what a checkpoint's `training_summary` says of the steps before it."""
+        self.skipped_steps = summary["skipped_steps"]
 
     def _load_networks(self, checkpoint: Path) -> None:
         _load_weights(self.model, checkpoint)

@@ -92,7 +92,8 @@ class ClosedFormDivergence:
         factor = parts
         if memory is not None and memory.masses is not None:
             others.append(memory.masses)
-            factor = parts + memory.masses[0].sum() / masses[0].detach().sum()  # by pixels, whatever the resolution
+            # By pixels of each side, whatever the resolution and the share of the images that the first pass sees.
+            factor = parts + memory.masses.sum((1, 2), keepdim=True) / masses.detach().sum((1, 2), keepdim=True)
         if others:
             own = masses.detach()
             masses = sum(others, own) + factor * (masses - own)
