@@ -217,6 +217,7 @@ def test_summary_is_plain_json_with_counts_and_a_hash_of_the_names():
         (CASES, {"test_fraction": 1.0}, r"test_fraction must be in \[0, 1\)"),
         (CASES, {"seed": -1}, "seed must be a non-negative"),
         (site("a", 6, has_label=False), {}, "'a' has no training image with a mask"),
+        (site("a", 1, 4), {"num_labeled": "all", "num_validation": 1}, "no labeled image is left beside 4 for valid"),
         (site("a", 10), {"num_labeled": 4, "num_validation": 4}, r"no unlabeled images are left in \['a'\]"),
         (CASES[:3] + CASES[:1], {}, "the name 'p00_0' occurs twice in domain 'a'"),
         ([*CASES, ("b", "x", "x", "val", True)], {}, "b/x.* has split 'val'; use one of"),
@@ -244,6 +245,22 @@ def test_a_labeled_order_comes_first_whatever_the_seed():
         assert split.validation["name"][0] in ("n0", "n2", "n4")
     split = semi_supervised_split(rows, labeled_domain="a", num_labeled=1, num_validation=0, seed=0)
     assert split.labeled["name"] == ["n3"]
+
+
+def test_validation_leaves_the_images_that_are_to_be_labeled():
+    """One slice of each patient has a place: its other slices must not draw the patient into validation."""
+    cases = site("a", 6, 4, split="train")
+    places = [int(patient[1:]) if name.endswith("_0") and patient < "p04" else None for _, name, patient, *_ in cases]
+    rows = rows_of(cases).add_column("labeled_order", places)
+    for seed in range(4):
+        options = {"labeled_domain": "a", "seed": seed, "test_fraction": 0}
+        split = semi_supervised_split(rows, num_labeled=4, num_validation=8, **options)
+        assert sorted(split.labeled["name"]) == ["p00_0", "p01_0", "p02_0", "p03_0"]
+        assert set(split.validation["patient"]) == {"p04", "p05"}
+        split = semi_supervised_split(rows, num_labeled=3, num_validation=9, **options)
+        assert set(split.validation["patient"]) == {"p03", "p04", "p05"}
+        with pytest.raises(ValueError, match=r"'p03_0' is to be labeled .labeled_order 3., but its patient 'p03'"):
+            semi_supervised_split(rows, num_labeled=4, num_validation=9, **options)
 
 
 def test_a_published_split_by_image_is_kept_only_when_allowed():

@@ -215,6 +215,25 @@ def test_too_few_images_or_patients_are_refused():
         fit_statistics(values, ["a"] * 20, ["same"] * 20, [False] * 20)
 
 
+def test_a_site_of_one_patient_is_known_and_calibrates_nothing():
+    """Held out with its only patient, it would be measured from the other sites, as if such distances were usual."""
+    generator = np.random.default_rng(14)
+    values, sites = draw(generator, 30)
+    lone = few(draw(generator, 30)[0], slice(0, 30))
+    lone["intensity"] = lone["intensity"] + 40
+    values = {name: np.concatenate([part, lone[name]]) for name, part in values.items()}
+    sites += ["c"] * 30
+    patients = [f"p{index // 3}" for index in range(60)] + ["lone"] * 30
+    found = fit_statistics(values, sites, patients, [False] * 90)
+    assert found.sites == {"a": 30, "b": 30, "c": 30}
+    assert {len(part) for part in found.calibration.values()} == {60}
+    strange, _ = draw(generator, 30, shift=15.0)
+    assert (found.scores(strange) > found.threshold).mean() > 0.9
+    assert (found.scores(lone) > found.threshold).mean() < 0.2
+    with pytest.raises(ValueError, match="0 images are of a site with two patients or more"):
+        fit_statistics(values, sites, ["one"] * 30 + ["two"] * 30 + ["lone"] * 30, [False] * 90)
+
+
 def test_images_of_a_patient_stay_in_one_fold_and_unnamed_ones_are_patients():
     sites, patients = ["a"] * 6 + ["b"] * 2, ["p", "p", "q", "q", "", "", "p", "p"]
     folds = make_folds(sites, patients)

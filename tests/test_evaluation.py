@@ -1,6 +1,7 @@
 """From a model and a data set to scores: grids, volumes, protocols, faults of files."""
 
 import datasets
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -14,9 +15,11 @@ from dim_hf.data.splits import semi_supervised_split
 from dim_hf.data.volumes.volume import Volume, write_nifti
 from dim_hf.evaluation.evaluate import EvaluationOptions, evaluate_model
 from dim_hf.evaluation.files import format_result
-from dim_hf.evaluation.prediction import predict_rows, shares_of
+from dim_hf.evaluation.prediction import PredictedCase, predict_rows, shares_of
+from dim_hf.evaluation.protocols import PROTOCOLS
 from dim_hf.evaluation.result import Provenance
 from dim_hf.evaluation.runs import RunFacts, reading_of, rows_to_score
+from dim_hf.evaluation.scoring import score_predictions
 from dim_hf.metrics.cases import score_case
 from dim_hf.models import DimImageProcessor
 from tests.test_job import write_site
@@ -143,6 +146,60 @@ def test_volumes_take_their_spacing_from_the_affine(hospital, tmp_path):
     without = rows.remove_columns("affine").add_column("affine", [None, *rows["affine"][1:]])
     with pytest.raises(ValueError, match="in mm, but rows have no affine; cut volumes"):
         evaluate(without, protocol="volume-mm")
+
+
+def evaluate_volumes(rows):
+    processor = DimImageProcessor(num_channels=1, spatial_dims=3)
+    return evaluate_model(Threshold(), processor, rows, DESCRIPTION, PROVENANCE, EvaluationOptions(**QUIET))
+
+
+@pytest.mark.parametrize("stored", ["float", "one channel"])
+def test_masks_that_training_takes_are_scored(hospital, tmp_path, stored):
+    """Whole floats, as some tools write them, and an axis of one channel."""
+    rows = imported(hospital, tmp_path, None)
+    expected = evaluate_volumes(rows)
+    files = rows.cast_column("label", datasets.Nifti(decode=False))["label"]
+    for file in files:
+        mask = nibabel.load(file["path"])
+        array = np.asarray(mask.dataobj)
+        array = array.astype(np.float32) if stored == "float" else array[..., None]
+        nibabel.save(nibabel.Nifti1Image(array, mask.affine), file["path"])
+    assert [case.dice for case in evaluate_volumes(rows).cases] == [case.dice for case in expected.cases]
+
+
+def test_a_mask_of_another_shape_is_named(hospital, tmp_path):
+    rows = imported(hospital, tmp_path, None)
+    path = rows.cast_column("label", datasets.Nifti(decode=False))["label"][1]["path"]
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), path)
+    with pytest.raises(ValueError, match=r"site/c1 .* has shape \(4, 4, 4\), its image"):
+        evaluate_volumes(rows)
+
+
+def scored(reference, prediction, structures):
+    """Scores of one image of zeros, as `score_predictions` makes them."""
+    rows = datasets.Dataset.from_dict({"domain": ["a"], "patient": [""], "name": ["x"]})
+    probabilities = np.stack([prediction == number for number in range(3)]).astype(np.float32)
+    case = PredictedCase(0, np.zeros(reference.shape, np.uint8), reference, prediction, probabilities, None, None)
+    return score_predictions([case], [[0]], rows, PROTOCOLS["image"], structures)
+
+
+def test_the_picture_of_a_volume_is_the_slice_with_most_of_the_structures():
+    reference = np.zeros((4, 8, 8), np.uint8)
+    reference[1, 2:5, 2:5] = 1
+    reference[2, 2:7, 2:7] = 2  # in no structure
+    reference[3] = 255
+    scores = scored(reference, np.where(reference == 1, 1, 0).astype(np.uint8), {"square": [1]})
+    assert (scores.worst["a"][0].reference == reference[1]).all()
+
+
+def test_the_ratio_of_a_disc_that_is_partly_ignored_means_nothing():
+    structures = {"disc": [1, 2], "cup": [2]}
+    truth = np.zeros((40, 40), np.uint8)
+    truth[10:30, 10:30], truth[15:25, 15:25] = 1, 2
+    far, near = truth.copy(), truth.copy()
+    far[:5], near[:18] = 255, 255
+    assert scored(far, truth, structures).ratios == {"a": [(0.5, 0.5)]}
+    assert scored(near, truth, structures).ratios == {}
 
 
 def test_a_volume_that_lacks_a_slice_is_named(hospital, tmp_path):

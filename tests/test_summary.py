@@ -313,6 +313,13 @@ def test_exchanging_the_methods_changes_signs_only(metric):
     assert (whole.better, whole.worse) == ((0, 18) if metric == "dice" else (18, 0))
 
 
+def test_a_case_whose_reference_is_ignored_does_not_forbid_the_comparison():
+    cases = [result(name="1"), result(name="2", dice=NAN, reference_volume=NAN)]
+    assert compare_cases(cases, cases)["A", "disc"].undefined == 1
+    with pytest.raises(ValueError, match="the reference has the volume nan in A and 1 in B"):
+        compare_cases(cases, [cases[0], result(name="2", reference_volume=1.0)])
+
+
 def test_a_method_does_not_differ_from_itself():
     for item in compare_cases(study(), study()).values():
         assert astuple(item.difference)[:4] == (0, 0, 0, 0)

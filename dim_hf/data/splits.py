@@ -81,7 +81,7 @@ def semi_supervised_split(
       one where there are two), drawn from those with masks that no row marks as "train" or "validation". The test
       images depend on the rows, `seed` and `test_fraction` only. Rows without a mask are not scored.
     - Validation: the rows of the labeled domain marked "validation", if any; otherwise whole patients from the end
-      of the permuted order, until they have at least `num_validation` images.
+      of the order below, each by its first image, until they have at least `num_validation` images.
     - Labeled: the first `num_labeled` images in the permuted order of patients, sorted by name within a patient. For
       one seed, a smaller labeled set is therefore contained in a larger one. Where the rows have a `labeled_order`,
       images with a place in it come first, in that order, whatever the seed.
@@ -119,11 +119,18 @@ def semi_supervised_split(
     pool = _labeled_order(training, labeled_domain, seed)
     validation = _validation(cases, pool, labeled_domain, num_validation)
     held_out = {case.key for case in validation}
+    placed = [case for case in pool if case.order is not None]
     training, pool = ([case for case in part if case.key not in held_out] for part in (training, pool))
     if num_labeled in ("all", None):
         labeled = [case for case in training if case.has_label]
+        if not labeled:
+            raise ValueError(
+                f"no labeled image is left beside {len(validation)} for validation (whole patients) and {len(test)} "
+                f"for test: lower num_validation ({num_validation}) or test_fraction ({test_fraction}), or add masks"
+            )
     else:
         labeled = _first(pool, num_labeled, labeled_domain, len(validation))
+        _refuse_held_out(placed[:num_labeled], held_out)
     taken = {case.index for case in labeled}
     sources = sorted(set(domains if unlabeled_domains is None else unlabeled_domains))
     unlabeled = [case for case in training if case.index not in taken and case.domain in sources]
@@ -269,18 +276,24 @@ def _validation(cases: list[_Case], pool: list[_Case], domain: str, count: int) 
             f"num_validation is {count}, but labeled_domain {domain!r} has only {len(pool)} training images with a "
             "mask; lower num_validation"
         )
-    chosen: set[str] = set()
-    total = 0
-    # From the end, so that validation stays the same when num_labeled changes.
-    for case in reversed(pool):
-        if case.patient in chosen:
-            total += 1
-        elif total < count:
-            chosen.add(case.patient)
-            total += 1
-        else:
+    # Patients by their first image, from the end, so that validation stays the same when num_labeled changes.
+    images = Counter(case.patient for case in pool)
+    chosen: list[str] = []
+    for patient in reversed(images):
+        if sum(images[name] for name in chosen) >= count:
             break
+        chosen.append(patient)
     return [case for case in pool if case.patient in chosen]
+
+
+def _refuse_held_out(placed: list[_Case], held_out: set[tuple[str, str]]) -> None:
+    """Images that the rows say are the first to be labeled must not be held out for validation."""
+    for case in placed:
+        if case.key in held_out:
+            raise ValueError(
+                f"image {case.name!r} is to be labeled (labeled_order {case.order}), but its patient {case.patient!r} "
+                "is needed for validation: lower num_validation, or num_labeled"
+            )
 
 
 def _first(pool: list[_Case], count: int, domain: str, num_validation: int) -> list[_Case]:

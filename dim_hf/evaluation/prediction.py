@@ -18,6 +18,7 @@ from dim_hf.data.rows import column_view
 from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_parts import DriftMeter, watched_logits
 from dim_hf.losses import resize_logits
+from dim_hf.models.image_processing_dim_unet import as_label_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +110,13 @@ def _load(dataset: SegmentationDataset, index: int) -> _Loaded:
         sample = dataset.process(raw.image, raw.label)
     except ValueError as error:
         raise ValueError(f"{row_name(dataset.rows, index)} cannot be brought to the network: {error}") from error
-    label = None if raw.label is None else np.asarray(raw.label)
-    return _Loaded(index, np.asarray(raw.image), label, sample, raw.spacing_mm)
+    image = np.asarray(raw.image)
+    shape = _spatial(image, sample["pixel_values"].ndim - 1)
+    try:
+        label = None if raw.label is None else as_label_map(raw.label, "the mask", shape)
+    except ValueError as error:
+        raise ValueError(f"{row_name(dataset.rows, index)}: {error}") from error
+    return _Loaded(index, image, label, sample, raw.spacing_mm)
 
 
 def row_name(rows: datasets.Dataset, index: int) -> str:
@@ -151,7 +157,7 @@ def _predict(
         drifts = statistics.scores(meter.values()).tolist()
     dims = pixels.ndim - 2
     for item, scores, drift in zip(batch, logits, drifts, strict=True):
-        shape = _spatial(item, dims) if native else tuple(pixels.shape[2:])
+        shape = _spatial(item.image, dims) if native else tuple(pixels.shape[2:])
         probabilities = resize_logits(scores[None].float(), torch.Size(shape))[0].softmax(0).cpu().numpy()
         if native:
             image, label = item.image, item.label
@@ -169,11 +175,9 @@ def _predict(
         )
 
 
-def _spatial(item: _Loaded, dims: int) -> tuple[int, ...]:
+def _spatial(image: np.ndarray, dims: int) -> tuple[int, ...]:
     """Spatial shape of a decoded image, whose channels may come last (pictures) or first (volumes)."""
-    if item.label is not None:
-        return item.label.shape
-    shape = item.image.shape
+    shape = image.shape
     if len(shape) == dims:
         return shape
     return shape[:-1] if dims == 2 else shape[1:]

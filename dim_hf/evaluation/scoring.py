@@ -8,6 +8,7 @@ from itertools import groupby
 
 import datasets
 import numpy as np
+from scipy.ndimage import binary_dilation
 
 from dim_hf.data.volumes.slices import stack_slices
 from dim_hf.data.volumes.volume import Volume
@@ -15,6 +16,7 @@ from dim_hf.evaluation.prediction import PredictedCase, row_name
 from dim_hf.evaluation.protocols import Protocol
 from dim_hf.evaluation.result import Overlay
 from dim_hf.inference.drift import combine_slices
+from dim_hf.losses import IGNORE_INDEX
 from dim_hf.metrics.agreement import vertical_ratio
 from dim_hf.metrics.calibration import Reliability
 from dim_hf.metrics.cases import CaseResult, score_case
@@ -216,7 +218,7 @@ def _add(
     scores.cases += found
     if image.drift is not None:
         scores.drifts[image.domain, image.name] = image.drift
-    overlay = _overlay(image, mean_of_defined(row.dice for row in found))
+    overlay = _overlay(image, structures, mean_of_defined(row.dice for row in found))
     if not math.isnan(overlay.dice):
         scores.worst[image.domain] = _worst([*scores.worst.get(image.domain, []), overlay])
         scores.best[image.domain] = _best([*scores.best.get(image.domain, []), overlay])
@@ -233,10 +235,13 @@ def _best(overlays: list[Overlay]) -> list[Overlay]:
     return heapq.nsmallest(_SHOWN, overlays, key=lambda item: (-item.dice, item.name))
 
 
-def _overlay(image: ScoredImage, dice: float) -> Overlay:
+def _overlay(image: ScoredImage, structures: Mapping[str, list[int]], dice: float) -> Overlay:
     picture, reference, prediction = image.image, image.reference, image.prediction
     if reference.ndim == 3:
-        place = int((reference > 0).sum(axis=(1, 2)).argmax())
+        classes = list({number for own in structures.values() for number in own})
+        marked = np.isin(reference, classes)  # not what is ignored
+        marked = marked if marked.any() else np.isin(prediction, classes)
+        place = int(marked.sum(axis=(1, 2)).argmax())
         if picture.ndim == 4:  # channels first or last
             picture = picture[0] if picture.shape[1:] == reference.shape else picture[..., 0]
         picture, reference, prediction = picture[place], reference[place], prediction[place]
@@ -261,6 +266,9 @@ def _cup_to_disc(image: ScoredImage, structures: Mapping[str, list[int]]) -> tup
     names = {name.lower(): classes for name, classes in structures.items()}
     if image.reference.ndim != 2 or not {"cup", "disc"} <= set(names):
         return None
+    unknown = binary_dilation(image.reference == IGNORE_INDEX)
+    if any((unknown & np.isin(labels, names["disc"])).any() for labels in (image.prediction, image.reference)):
+        return None  # the rest of a disc may lie among the ignored pixels
     predicted, referenced = (
         vertical_ratio(np.isin(labels, names["cup"]), np.isin(labels, names["disc"]))
         for labels in (image.prediction, image.reference)

@@ -300,7 +300,8 @@ def fit_statistics(
     """Statistics of images of the seen sites, calibrated on validation where it suffices.
 
     It suffices where each site has 1 / α - 1 validation images. Otherwise all images calibrate: each one's distance is
-    taken from statistics of the other patients, ten parts in turn (cross-fitting). The network has learned from
+    taken from statistics of the other patients, ten parts in turn (cross-fitting); a site of one patient is known, but
+    calibrates nothing. The network has learned from
     training images, so that new ones may be a little stranger to it than these are.
 
     Args:
@@ -311,7 +312,8 @@ def fit_statistics(
         wanted_rate: α, in (0, 1).
 
     Raises:
-        ValueError: If there are fewer than `MIN_IMAGES` images, of two patients, or a value is not finite.
+        ValueError: If there are fewer than `MIN_IMAGES` images, in cross-fitting of sites of two patients or more, or
+            a value is not finite.
     """
     held_out = np.asarray(is_validation, bool)
     if len(held_out) < MIN_IMAGES or not 0 < wanted_rate < 1:
@@ -328,8 +330,15 @@ def fit_statistics(
         calibration = {name: part.distances(values[name][held_out]) for name, part in moments.items()}
     else:
         folds = make_folds(sites, patients)
-        calibration = {name: _cross_fitted(values[name], names, folds) for name in moments}
-    calibration |= {n: one_sided(values[n][held_out if enough else kept]) for n in values if n in ONE_SIDED}
+        # Without its only patient a site is unknown, and that patient's images are as far from all as a new site's.
+        held_out = np.array([len(set(folds[names == site])) > 1 for site in names])
+        if held_out.sum() < MIN_IMAGES:
+            raise ValueError(
+                f"{held_out.sum()} images are of a site with two patients or more; at least {MIN_IMAGES} make "
+                "statistics of the seen sites"
+            )
+        calibration = {name: _cross_fitted(values[name], names, folds)[held_out] for name in moments}
+    calibration |= {n: one_sided(values[n][held_out]) for n in values if n in ONE_SIDED}
     order = np.lexsort([calibration[name] for name in sorted(calibration)])  # that of the images says nothing then
     calibration = {name: part[order] for name, part in calibration.items()}
     counts = {site: int((kept & (names == site)).sum()) for site in sorted(set(sites))}

@@ -45,7 +45,8 @@ def _check_pairs(
             if repr(values[0]) != repr(values[1]):  # NaN equals NaN
                 raise ValueError(f"{where}: {what} is {values[0]!r} in A and {values[1]!r} in B; score both alike")
         volumes = first.reference_volume, second.reference_volume
-        if not math.isclose(*volumes, rel_tol=1e-6):
+        both_ignored = all(map(math.isnan, volumes))  # no pixel of the reference says anything
+        if not both_ignored and not math.isclose(*volumes, rel_tol=1e-6):
             raise ValueError(
                 f"{where}: the reference has the volume {volumes[0]:g} in A and {volumes[1]:g} in B; score both "
                 "against the same reference on the same grid"

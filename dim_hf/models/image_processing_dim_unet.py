@@ -340,8 +340,20 @@ def _label_maps(maps: object, shapes: list[tuple[int, ...]], size: Mapping[str, 
     ]
 
 
-def _label_map(label: object, name: str, shape: tuple[int, ...], size: Mapping[str, int] | None) -> np.ndarray:
-    """One label map -> (*S) int64."""
+def as_label_map(label: object, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One label map on the grid of its image, without an axis of one channel, of integers.
+
+    Args:
+        label: A PIL image, array or tensor.
+        name: Of the map, for messages.
+        shape: Of its image, (*S).
+
+    Returns:
+        (*S), of its own integer type, or int64 for whole floats.
+
+    Raises:
+        ValueError: If the shape is another, or a value is no integer.
+    """
     array = _as_array(np.asarray(label) if isinstance(label, Image.Image) else label, name)
     if array.ndim == len(shape) + 1 and 1 in (array.shape[0], array.shape[-1]):
         array = array[0] if array.shape[0] == 1 else array[..., 0]
@@ -349,7 +361,12 @@ def _label_map(label: object, name: str, shape: tuple[int, ...], size: Mapping[s
         raise ValueError(f"{name} has shape {array.shape}, its image {shape}; a map is one class id for each pixel.")
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
         raise ValueError(f"{name} holds values that are not integers; class ids are.")
-    array = array.astype(np.int64)
+    return array.astype(np.int64) if array.dtype.kind == "f" else array
+
+
+def _label_map(label: object, name: str, shape: tuple[int, ...], size: Mapping[str, int] | None) -> np.ndarray:
+    """One label map -> (*S') int64."""
+    array = as_label_map(label, name, shape).astype(np.int64)
     if size is None:
         return array
     for axis, length in enumerate(shape):
