@@ -218,6 +218,17 @@ def test_nothing_is_replaced_silently(tmp_path, monkeypatch):
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
+def test_a_folder_of_files_of_such_names_is_no_export(tmp_path, monkeypatch):
+    saved_model(tmp_path / "model")
+    fake_format(monkeypatch, 0.0)
+    (tmp_path / "mine").mkdir()
+    for name, text in (("README.md", "my notes"), ("config.json", "{}")):
+        (tmp_path / "mine" / name).write_text(text)
+    with pytest.raises(ValueError, match="is no earlier export"):
+        export_model(str(tmp_path / "model"), tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "README.md").read_text() == "my notes"
+
+
 @pytest.mark.parametrize("name", ["thesis.txt", "masks/", ".git/", "config.json/", ".notes"])
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_what_is_no_part_of_an_export_is_never_removed(tmp_path, monkeypatch, name, overwrite):

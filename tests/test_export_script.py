@@ -102,6 +102,15 @@ def test_the_script_refuses_what_the_predictor_refuses_and_what_would_lose_ids(t
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: Session(model, volumes))
     with pytest.raises(ValueError, match="volumes, not pictures"):
         segment.main(tmp_path / "model.onnx", str(tmp_path / "good.png"), str(tmp_path / "mask.png"))
+    np.save(tmp_path / "volume.npy", np.zeros((5, 8, 3), np.uint8))
+    (tmp_path / "empty.npy").touch()
+    for name, target, said in (
+        ("volume.npy", "mask.png", "of a volume; give an"),
+        ("empty.npy", "mask.npy", "is empty"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            segment.main(tmp_path / "model.onnx", str(tmp_path / name), str(tmp_path / target))
+        assert not (tmp_path / target).exists()
 
 
 @pytest.mark.parametrize("intensity", ["range", "zscore", "percentile", "local"])

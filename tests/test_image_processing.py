@@ -576,3 +576,9 @@ def test_processor_and_model_fit_in_three_dimensions():
     assert outputs.loss.isfinite()
     (found,) = processor.post_process_semantic_segmentation(outputs, [VOLUME.shape])
     assert found.shape == VOLUME.shape
+
+
+@pytest.mark.parametrize("bounds", [255, "ab", [1], [0, None], [2, 1], [0, float("inf")]])
+def test_an_interval_is_two_numbers(bounds):
+    with pytest.raises(ValueError, match=r"intensity_range must be \(low, high\)"):
+        DimImageProcessor(num_channels=1, intensity_range=bounds)

@@ -223,6 +223,10 @@ def test_msd_of_four_axes(msd):
     assert image.array.shape == label.array.shape == SHAPE
     assert result.notes == ("modality 1 (ADC) was read",)
     assert not result.cases[0].copies
+    (msd / "imagesTr" / "h_001.nii.gz").write_bytes(b"no volume")  # its channels cannot be counted
+    again = found(MSD, msd, modality=1)
+    unreadable(by_name(again)["h_001"], "h_001.nii.gz")
+    assert (by_name(again)["h_002"].read()[0].array == 6).all()
 
 
 @pytest.mark.parametrize(

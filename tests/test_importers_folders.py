@@ -101,6 +101,25 @@ def test_folders_are_read_with_the_values_of_all_masks(tmp_path):
     assert label_of(found, "p_2").tolist() == [[0, 1]]
 
 
+def test_one_mask_of_another_coding_is_named(tmp_path):
+    """A mask saved with one bit among those of 0 and 255: the others' foreground would become ignored pixels."""
+    trees.plain(tmp_path, {"a": [[0, 1]], "b": [[0, 255]], "c": [[0, 255]]})
+    with pytest.raises(ValueError, match=r"masks/b.png holds \[0, 255\], site/masks/a.png \[0, 1\], so 255 may be"):
+        find(tmp_path)
+    assert find(tmp_path, label_map={0: 0, 1: 1, 255: 1}).id2label == {0: "background", 1: "foreground"}
+
+
+def test_a_mask_of_ignored_pixels_alone_is_legal_beside_one_that_shows_both(tmp_path):
+    trees.plain(tmp_path, {"a": [[0, 1, 255]], "b": [[0, 255]]})
+    assert find(tmp_path).label_values == {"0": 0, "1": 1, "255": 255}
+
+
+def test_pictures_have_no_modality(tmp_path):
+    trees.plain(tmp_path, {"a": [[0, 1]]})
+    with pytest.raises(ValueError, match="leave out --modality"):
+        find(tmp_path, modality=2)
+
+
 def test_folders_take_what_the_user_says(tmp_path):
     trees.plain(tmp_path, {"a": [[0, 10, 20]]})
     options = {"label_map": {0: 0, 10: 1, 20: 255}, "class_names": ["bone", "skin"], "structures": {"skin": [1]}}

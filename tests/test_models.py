@@ -49,6 +49,9 @@ PACKAGE_ROOT = Path(modeling_dim_unet.__file__).parents[2]
         ({"structures": {"cup": [2]}}, "structures['cup']", "0..1"),
         ({"structures": {"cup": []}}, "structures['cup']", "0..1"),
         ({"structures": {}}, "structures", "None"),
+        ({"structures": {"cup": 1}}, "structures['cup']", "0..1"),
+        ({"id2label": ["background", "cup"]}, "id2label", "0..K-1"),
+        ({"id2label": {0: "a", 1: "b", 2: "b"}}, "id2label", "a name of its own"),
     ],
 )
 def test_an_illegal_value_is_named_with_the_legal_ones(fields, field, legal):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +83,7 @@ def read_manifest(path: str | os.PathLike) -> datasets.Dataset:
         raise ValueError(f"{path} has no rows; add one for each image, like\n{_EXAMPLE}")
     table = {column: table.get(column, [None] * size) for column in dict.fromkeys((*COLUMNS, *table))}
     _check_texts(table, path)
+    _check_numbers(table, path)
     for column in _PATHS:
         table[column] = [_absolute(value, path.parent) for value in table[column]]
     _fill_names(table, path)
@@ -159,7 +161,7 @@ def _parse(column: str, text: str, where: str) -> Any:
     feature = TYPED_COLUMNS[column]
     try:
         if isinstance(feature, datasets.List):
-            return [float(number) for number in json.loads(text)]
+            return _numbers(json.loads(text))
         number = float(text)
         if not number.is_integer() or abs(number) >= 2**63:
             raise ValueError(text)
@@ -167,6 +169,26 @@ def _parse(column: str, text: str, where: str) -> Any:
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         kind = "a list of numbers like [0.5, 0.5]" if isinstance(feature, datasets.List) else "a whole number"
         raise ValueError(f"{where}: {column} is {text!r}; write {kind} or leave it empty") from error
+
+
+def _numbers(values: Any) -> list[float]:
+    if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise ValueError(values)
+    return [float(value) for value in values]
+
+
+def _check_numbers(table: dict[str, list], path: Path) -> None:
+    """Spacings are lengths and affines 4 x 4 numbers: nothing is scored in mm by what is none."""
+    for row, values in enumerate(table.get("spacing_mm", []), start=1):
+        if values and not (_are_finite(values) and min(values) > 0):
+            raise ValueError(f"{path}, row {row}: spacing_mm is {values!r}; write mm above 0, or leave it empty")
+    for row, values in enumerate(table.get("affine", []), start=1):
+        if values and not (_are_finite(values) and len(values) == 16):
+            raise ValueError(f"{path}, row {row}: affine is {values!r}; write its 16 numbers, or leave it empty")
+
+
+def _are_finite(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
 
 
 def _read_parquet(path: Path) -> dict[str, list]:

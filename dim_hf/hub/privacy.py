@@ -1,5 +1,6 @@
 """Nothing of the machine, of its user or of a patient goes to the Hub unasked."""
 
+import contextlib
 import hmac
 import os
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from dim_hf.metrics.cases import CaseResult
 
+_KEY_BYTES = 32
 KEY_FILE = ".push_key"
 LEFT_OUT = "(local)"
 # Fields of a job that say something about the machine or the account and nothing about the result.
@@ -85,16 +87,24 @@ def _pseudonym(key: bytes, *parts: str) -> str:
 
 
 def secret_key(folder: Path) -> bytes:
-    """The run's key for pseudonyms, made at the first push and kept for the next, readable by its owner alone."""
+    """The run's key for pseudonyms, made at the first push and kept for the next, readable by its owner alone.
+
+    Raises:
+        ValueError: If the file is not whole: with a short key, or none, pseudonyms could be undone.
+    """
     path = folder / KEY_FILE
     if not path.is_file():
-        try:
+        with contextlib.suppress(FileExistsError):  # another push was faster
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # another push was faster
-            return path.read_bytes()
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(32))
-    return path.read_bytes()
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(_KEY_BYTES))
+    key = path.read_bytes()
+    if len(key) != _KEY_BYTES:
+        raise ValueError(
+            f"{path} holds {len(key)} bytes instead of {_KEY_BYTES}, so names could be guessed from pseudonyms: if no "
+            "other push is running, remove it; cases then get new pseudonyms"
+        )
+    return key
 
 
 def find_leaks(files: Mapping[str, str], folder: Path, token: str | None) -> list[str]:

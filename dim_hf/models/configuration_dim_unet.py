@@ -80,6 +80,8 @@ class DimUNetConfig(PreTrainedConfig):
             ValueError: A value is not legal.
         """
         has_own_names = self.id2label is not None
+        if has_own_names and not isinstance(self.id2label, dict):
+            raise ValueError(f"id2label must map the classes 0..K-1 to names, got {self.id2label!r}.")
         if not has_own_names and not _is_positive_int(kwargs.get("num_labels", 2)):
             raise ValueError(f"num_labels must be an integer of at least 2, got {kwargs['num_labels']!r}.")
         super().__post_init__(**kwargs)
@@ -89,7 +91,10 @@ class DimUNetConfig(PreTrainedConfig):
         if isinstance(self.hidden_sizes, list | tuple):
             self.hidden_sizes = list(self.hidden_sizes)
         if isinstance(self.structures, dict):
-            self.structures = {name: list(classes) for name, classes in self.structures.items()}
+            self.structures = {
+                name: list(classes) if isinstance(classes, tuple) else classes
+                for name, classes in self.structures.items()
+            }
         self.check_fields()
 
     def check_fields(self) -> None:
@@ -121,6 +126,8 @@ class DimUNetConfig(PreTrainedConfig):
             raise ValueError(f"num_labels must be at least 2 (background and one structure), got {count}.")
         if sorted(self.id2label) != list(range(count)):
             raise ValueError(f"id2label must name the classes 0..{count - 1}, got the keys {sorted(self.id2label)}.")
+        if len(set(self.id2label.values())) != count:
+            raise ValueError(f"id2label must give each class a name of its own, got {self.id2label!r}.")
         ignored = self.loss_ignore_index
         if not isinstance(ignored, int) or isinstance(ignored, bool) or 0 <= ignored < count:
             raise ValueError(f"loss_ignore_index must be an integer that is no class 0..{count - 1}, got {ignored!r}.")
@@ -129,11 +136,15 @@ class DimUNetConfig(PreTrainedConfig):
         if not isinstance(self.structures, dict) or not self.structures:
             raise ValueError(f"structures must be None or map names to lists of classes, got {self.structures!r}.")
         for name, classes in self.structures.items():
-            legal = all(isinstance(index, int) and 0 <= index < count for index in classes)
-            if not classes or not legal or len(set(classes)) != len(classes):
+            if not isinstance(classes, list) or not _are_classes(classes, count):
                 raise ValueError(
                     f"structures[{name!r}] must be a list of different classes out of 0..{count - 1}, got {classes!r}."
                 )
+
+
+def _are_classes(classes: list, count: int) -> bool:
+    legal = all(isinstance(index, int) and 0 <= index < count for index in classes)
+    return legal and len(classes) > 0 and len(set(classes)) == len(classes)
 
 
 __all__ = ["DimUNetConfig"]

@@ -1,6 +1,7 @@
 """Image processor of the U-Net: images and volumes to `pixel_values`, logits to label maps."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -231,7 +232,8 @@ def _named_size(size: object, axes: tuple[str, ...]) -> dict[str, int] | None:
 
 
 def _interval(name: str, bounds: Sequence[float], lowest: float, highest: float) -> list[float]:
-    if len(bounds) != 2 or not lowest <= bounds[0] < bounds[1] <= highest or not np.isfinite(bounds).all():
+    legal = isinstance(bounds, list | tuple) and len(bounds) == 2 and all(isinstance(bound, Real) for bound in bounds)
+    if not legal or not lowest <= bounds[0] < bounds[1] <= highest or not np.isfinite(bounds).all():
         raise ValueError(f"{name} must be (low, high) with {lowest} <= low < high <= {highest}, got {bounds!r}.")
     return [float(bound) for bound in bounds]
 

@@ -214,23 +214,26 @@ def find_msd(root: Path, options: ImportOptions) -> Found:
     listed += [(True, *_files(data, entry)) for entry in _entries(data, "test")]
     counts = [_count_channels(image) for _, image, _ in listed]
     names = _channel_names(data.values)
-    channel = _choose_channel(range(max(counts)), names, options.modality, data.root)
+    most = max((count for count in counts if count), default=1)
+    channel = _choose_channel(range(most), names, options.modality, data.root)
     cases = []
     for (is_test, image, label), count in zip(listed, counts, strict=True):
-        _choose_channel(range(count), names, channel, image)
-        read = partial(read_pair, image, label, data.labels.label_values, channel if count > 1 else None)
+        if count:
+            _choose_channel(range(count), names, channel, image)
+        read = partial(read_pair, image, label, data.labels.label_values, channel if (count or 1) > 1 else None)
         cases.append(
-            data.case(volume_stem(image), image, is_test, label, read=read, copies=copies(image) and count == 1)
+            data.case(volume_stem(image), image, is_test, label, read=read, copies=count == 1 and copies(image))
         )
-    notes = [f"modality {channel} ({names.get(channel, 'no name')}) was read"] if max(counts) > 1 else []
+    notes = [f"modality {channel} ({names.get(channel, 'no name')}) was read"] if most > 1 else []
     return _found(cases, data, notes, num_channels=1, spatial_dims=3)
 
 
-def _count_channels(image: Path) -> int:
+def _count_channels(image: Path) -> int | None:
+    """Channels of a volume; None where its header cannot be read: reading the case says what is wrong."""
     try:
         shape = read_header(image).shape
-    except ValueError:  # reading the case says what is wrong
-        return 1
+    except ValueError:
+        return None
     return shape[3] if len(shape) == 4 else 1
 
 

@@ -36,7 +36,7 @@ def find_folders(root: Path, options: ImportOptions) -> Found:
 
     Args:
         root: Holds a folder for each domain.
-        options: `patient_pattern`, `label_map`, `class_names` and `structures` are used.
+        options: `patient_pattern`, `label_map`, `class_names` and `structures` are used, `modality` for volumes.
 
     Raises:
         ValueError: If the tree is none of the layouts, pictures and volumes are mixed, no mask can be read, or the
@@ -46,11 +46,13 @@ def find_folders(root: Path, options: ImportOptions) -> Found:
     pattern = compile_pattern(options.patient_pattern)
     pairs = domain_pairs(root, _FORMATS)
     is_volume = _are_volumes(pairs)
+    if options.modality is not None and not is_volume:
+        raise ValueError(f"{root} holds pictures, of which all channels are read: leave out --modality")
     mapping = options.label_map
     if mapping is None:
-        by_domain = _values_by_domain(pairs)
-        _refuse_two_codings(by_domain, root)
-        mapping = resolve_label_map(set().union(*by_domain.values()), options.class_names, str(root))
+        by_mask = _values_by_mask(pairs)
+        mapping = resolve_label_map({v for _, _, values in by_mask for v in values}, options.class_names, str(root))
+        _refuse_two_codings(by_mask, mapping, root)
     id2label = _class_names(mapping, options.class_names)
     read = partial(read_pair, channel=options.modality) if is_volume else read_pictures
     facts = _map(_channels_and_copies, [pair.image for pair in pairs], "reading headers")
@@ -170,28 +172,35 @@ def _are_volumes(pairs: Sequence[Pair]) -> bool:
     return any(volumes)
 
 
-def _values_by_domain(pairs: Sequence[Pair]) -> dict[str, set[int]]:
-    """The values of all masks that can be read; if there is none, the first one's error."""
-    labeled = [pair for pair in pairs if pair.mask]
-    results = _map(_values_or_error, [pair.mask for pair in labeled], "reading label values")
-    known = [(pair.domain, result) for pair, result in zip(labeled, results, strict=True) if isinstance(result, list)]
+def _values_by_mask(pairs: Sequence[Pair]) -> list[tuple[str, Path, set[int]]]:
+    """Domain, file and values of all masks that can be read; if there is none, the first one's error."""
+    labeled = [(pair.domain, pair.mask) for pair in pairs if pair.mask]
+    results = _map(_values_or_error, [mask for _, mask in labeled], "reading label values")
+    known = [(*about, set(found)) for about, found in zip(labeled, results, strict=True) if isinstance(found, list)]
     if results and not known:
         raise results[0]
-    values: dict[str, set[int]] = {}
-    for domain, found in known:
-        values.setdefault(domain, set()).update(found)
-    return values
+    return known
 
 
-def _refuse_two_codings(by_domain: Mapping[str, set[int]], root: Path) -> None:
-    """One domain's 255 may be the foreground where another's is 1: together they would be taken for ignored pixels."""
-    wide = [domain for domain, values in by_domain.items() if IGNORE_INDEX in values and values <= {0, IGNORE_INDEX}]
-    narrow = [domain for domain, values in by_domain.items() if values - {0, IGNORE_INDEX}]
+def _refuse_two_codings(by_mask: Sequence[tuple[str, Path, set[int]]], mapping: Mapping[int, int], root: Path) -> None:
+    """One mask's 255 may be the foreground where another's is 1: together they would be taken for ignored pixels.
+
+    Masks of a domain that hold 255 beside classes say that it stands for ignored pixels in all of the domain; where
+    all values are grey levels, 255 is a class.
+    """
+    ignored = {0, IGNORE_INDEX}
+    ignoring = {domain for domain, _, values in by_mask if IGNORE_INDEX in values and values - ignored}
+    narrow = [one for one in by_mask if one[2] - ignored]
+    wide = [one for one in by_mask if one[0] not in ignoring and IGNORE_INDEX in one[2]]
+    if mapping.get(IGNORE_INDEX) != IGNORE_INDEX:
+        domains = {domain for domain, _, _ in narrow}
+        wide = [one for one in wide if one[0] not in domains]
     if wide and narrow:
+        (_, first, values), (_, second, others) = wide[0], narrow[0]
         raise ValueError(
-            f"{root}: the masks of domain {wide[0]!r} hold {sorted(by_domain[wide[0]])}, those of {narrow[0]!r} "
-            f"{sorted(by_domain[narrow[0]])[:8]}, so 255 may be a class or ignored pixels; say what each value means "
-            'with --label-map, such as {"0": 0, "1": 1, "255": 1}, or import the domains one by one with --append'
+            f"{root}: the mask {relative(first, root)} holds {sorted(values)}, {relative(second, root)} "
+            f"{sorted(others)[:8]}, so 255 may be a class or ignored pixels; say what each value means with "
+            '--label-map, such as {"0": 0, "1": 1, "255": 1}; domains that differ can be imported one by one with --append'
         )
 
 

@@ -191,8 +191,18 @@ def _refuse_output(folder: Path, overwrite: bool) -> None:
                 f"{folder} holds {printable(path.name)}, which is no part of an export and would be lost; give a new "
                 "or empty folder"
             )
+    if any(folder.iterdir()) and not _is_export(folder):  # a README.md or config.json may be of anything
+        raise ValueError(f"{folder} is no earlier export: it has no {REPORT_FILE} of one; give a new or empty folder")
     if any(folder.iterdir()) and not overwrite:
         raise ValueError(f"{folder} holds an earlier export; give another folder, or replace it with --overwrite")
+
+
+def _is_export(folder: Path) -> bool:
+    try:
+        said = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and {"format", "model_hash"} <= said.keys()
 
 
 def _write_graph(

@@ -160,6 +160,18 @@ def read_picture(path: str) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="))
 
 
+def read_array(path: str) -> np.ndarray:
+    """An array of numbers from a `.npy` file.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    try:
+        return np.load(path, allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(f"{path} is empty; save the array again") from error
+
+
 def main(model: Path, source: str, target: str) -> None:
     """Read an image, segment it and write the mask.
 
@@ -175,7 +187,9 @@ def main(model: Path, source: str, target: str) -> None:
     is_array = source.lower().endswith(".npy")
     if settings["spatial_dims"] == 3 and not is_array:
         raise ValueError("this model segments volumes, not pictures; give an array (.npy)")
-    image = np.load(source) if is_array else read_picture(source)
+    if settings["spatial_dims"] == 3 and not target.lower().endswith(".npy"):
+        raise ValueError(f"{target} cannot hold the mask of a volume; give an array (.npy)")
+    image = read_array(source) if is_array else read_picture(source)
     mask = segment(session, image)
     if target.lower().endswith(".npy"):
         np.save(target, mask)
