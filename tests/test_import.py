@@ -296,7 +296,8 @@ def test_the_help_lists_every_layout():
 
 def test_two_hospitals_that_code_their_masks_differently_are_not_mixed(tmp_path):
     source = write_site(write_site(tmp_path / "src", "wide", values=(0, 255)), "narrow", values=(0, 1))
-    with pytest.raises(ValueError, match=r"wide/masks/p0_0.png holds \[0, 255\], narrow/masks/p0_0.png \[0, 1\].*--label-map"):
+    message = r"wide/masks/p0_0.png holds \[0, 255\], narrow/masks/p0_0.png \[0, 1\].*--label-map"
+    with pytest.raises(ValueError, match=message):
         import_dataset(ImportJob("folders", source, tmp_path / "out"), progress=False)
     options = ImportOptions(label_map={0: 0, 1: 1, 255: 1})
     rows = read_manifest(import_dataset(ImportJob("folders", source, tmp_path / "out", find=options), progress=False))

@@ -200,7 +200,7 @@ def _refuse_two_codings(by_mask: Sequence[tuple[str, Path, set[int]]], mapping: 
         raise ValueError(
             f"{root}: the mask {relative(first, root)} holds {sorted(values)}, {relative(second, root)} "
             f"{sorted(others)[:8]}, so 255 may be a class or ignored pixels; say what each value means with "
-            '--label-map, such as {"0": 0, "1": 1, "255": 1}; domains that differ can be imported one by one with --append'
+            '--label-map, such as {"0": 0, "1": 1, "255": 1}, or import domains that differ one by one with --append'
         )
 
 
