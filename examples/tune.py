@@ -19,6 +19,7 @@ import yaml
 from dim_hf.cli.errors import user_errors
 
 STAGE1 = "stage1"
+_RESULT_KEYS = {"labels", "start", "variant", "tuning_dice", "validation_dice"}
 _KEYS = {"stage1", "stage2", "both", "labeled_domains", "tuning_domains", "tuning_images", "starts", "variants"}
 
 
@@ -36,6 +37,9 @@ def read_tuning(path: Path) -> dict[str, Any]:
         differing = sorted(_KEYS ^ set(said)) if isinstance(said, dict) else "all"
         raise ValueError(f"{path} must have the keys {', '.join(sorted(_KEYS))}; missing or unknown: {differing}")
     for name in ("starts", "variants"):
+        named = said[name] or {}
+        if not isinstance(named, dict) or not all(isinstance(fields or {}, dict) for fields in named.values()):
+            raise ValueError(f"{path}: {name} must be lines of `name: {{field: value}}`, got {named!r}")
         said[name] = {variant: fields or {} for variant, fields in (said[name] or {}).items()}
     if not said["starts"]:
         raise ValueError(f"{path} names no starts: give one at least, such as `plain: {{}}`")
@@ -155,6 +159,26 @@ class Tuner:
         return {"tuning_dice": dices, "validation_dice": validation}
 
 
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """What `Tuner` wrote.
+
+    Raises:
+        ValueError: if there is nothing, or something else.
+    """
+    records = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {file}: {error}") from error
+        if not isinstance(record, dict) or not set(record) >= _RESULT_KEYS:
+            raise ValueError(f"{file} is no result of a tuning; those of a study are for `examples/study.py table`")
+        records.append(record)
+    if not records:
+        raise ValueError(f"there is no result in {folder}: run `examples/tune.py run` first")
+    return records
+
+
 def format_tuning(records: list[dict[str, Any]]) -> str:
     """A line each start and variant: mean tuning Dice by labeled domain, their mean, and validation Dice."""
     from dim_hf.metrics.report import MEAN_OF_SITES
@@ -198,10 +222,7 @@ def run(tuning: str, runs: str, results: str, overrides: tuple[str, ...]) -> Non
 def table(results: str) -> None:
     """Print the Markdown table of the JSON files in RESULTS."""
     with user_errors():
-        records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(results).glob("*.json"))]
-        if not records:
-            raise ValueError(f"there is no result in {results}: run `examples/tune.py run` first")
-        click.echo(format_tuning(records))
+        click.echo(format_tuning(read_results(Path(results))))
 
 
 if __name__ == "__main__":

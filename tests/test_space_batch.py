@@ -100,8 +100,12 @@ def test_too_few_and_too_many_are_refused_before_anything_is_read(demo, count, s
 def test_a_batch_of_nothing_usable_says_why(demo, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"nothing")
-    with pytest.raises(Refusal, match=r"None of the pictures.*broken\.png"):
-        list(batch_tab._run(demo, "a", [str(broken)]))
+    *_, (notice, table, archive) = batch_tab._run(demo, "a", [str(broken)] * 2)
+    assert "None of the pictures could be used" in notice
+    assert table.count("broken.png") >= 2
+    assert "refused" in table
+    assert archive == batch_tab.NO_FILE
+    assert not list(demo.store.root.rglob("*.zip"))
 
 
 def test_closing_the_session_removes_the_archive(demo, photographs):

@@ -13,7 +13,7 @@ import zlib
 import pytest
 
 from dim_hf.data.phantoms import render_phantom
-from dim_hf.demo.guard import MAX_MESSAGE_BYTES, Guard, _names_address
+from dim_hf.demo.guard import MAX_MESSAGE_BYTES, Guard, _is_allowed, _names_address
 from dim_hf.demo.settings import DemoSettings
 from tests.browser import chromium, start_server, stop_server, visit  # noqa: F401
 
@@ -88,12 +88,31 @@ def png_that_claims(width, height):
         "/gradio_api/deep_link?session_hash=x",
         "/gradio_api/queue/../../etc/passwd",
         "/gradio_api/vibe-code/",
+        "/gradio_api/upload%0A",
+        "/config%0A",
         "/docs",
         "/runs",
     ],
 )
 def test_routes_that_nobody_needs_are_closed(address, route):
     assert answer(address + route)[0] in (400, 403, 404)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/gradio_api/upload", True),
+        ("/gradio_api/upload\n", False),  # the server takes it for an upload, and no limit would be looked at
+        ("/gradio_api/file=/tmp/a/scan..final.png", True),
+        ("/gradio_api/file=/tmp/a/../b.png", False),
+        ("/gradio_api/file=../b.png", False),
+        ("/gradio_api/file=/tmp/a\\..\\b.png", False),
+        ("/assets/a.js\r", False),
+        ("/\n", False),
+    ],
+)
+def test_a_path_is_what_it_looks_like(path, allowed):
+    assert _is_allowed(path) == allowed
 
 
 @pytest.mark.slow

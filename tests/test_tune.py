@@ -59,6 +59,17 @@ def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
     assert f"| range | dim-after-range | {mean:.2f} |" in printed.output
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "there is no result"), ("{}", "no result of a tuning"), ("{", "cannot read")]
+)
+def test_a_table_of_something_else_is_refused(tmp_path, content, message):
+    if content:
+        (tmp_path / "a.json").write_text(content)
+    refused = CliRunner().invoke(EXAMPLE["main"], ["table", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert message in refused.output
+
+
 def test_one_structure_stands_for_all():
     scores = {"camera_b": {"nucleus": 81.5}, "mean of sites": {"nucleus": 81.5}}
     record = {"labels": "camera_a", "start": "plain", "variant": "dim", "tuning_dice": scores}
@@ -72,6 +83,8 @@ def test_one_structure_stands_for_all():
     [
         ({"stage3": {}}, "missing or unknown: \\['stage3'\\]"),
         ({"starts": {}}, "names no starts"),
+        ({"variants": ["dim"]}, "variants must be lines of `name: .field: value.`, got \\['dim'\\]"),
+        ({"starts": {"plain": 3}}, "starts must be lines of"),
         ({"variants": {"dim": {"start": "nope"}}}, "dim starts from 'nope'"),
     ],
 )

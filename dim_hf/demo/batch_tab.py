@@ -1,6 +1,7 @@
 """The batch tab: several photographs at once, a line for each while it goes on, and one zip at the end."""
 
 import html
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from dim_hf.demo.context import Demo, session_of
 from dim_hf.demo.fundus_tab import NO_FILE, predict
 from dim_hf.demo.fundus_view import mask_picture, review_reasons
 from dim_hf.demo.intake import PICTURE_ENDINGS
-from dim_hf.demo.refusals import Refusal, sentence_of, shown_on_page
+from dim_hf.demo.refusals import Refusal, error_panel, sentence_of, shown_on_page
 from dim_hf.demo.uploads import blank_on, file_field, remember_uploads
 from dim_hf.inference.inputs import safe_target
 from dim_hf.inference.measurements import CUP_TO_DISC, Measurement, write_measurements
@@ -100,7 +101,9 @@ def _run(demo: Demo, session: str, paths: Sequence[str] | None) -> Iterator[tupl
         done = [line for line in lines if line.state == "done"]
         _write_tables(demo, lines, target)
     if not done:
-        raise Refusal("None of the pictures could be used; the reasons: " + " ".join(line.remark for line in lines))
+        shutil.rmtree(folder, ignore_errors=True)
+        yield error_panel("None of the pictures could be used; the table says why."), table_of(lines), NO_FILE
+        return
     yield "", table_of(lines), gr.update(value=str(folder / ZIP_NAME), interactive=True)
 
 

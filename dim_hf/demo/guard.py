@@ -21,11 +21,13 @@ from dim_hf.demo.settings import DemoSettings
 MAX_MESSAGE_BYTES = 2**20
 """Of a request that is no upload: events carry numbers, names and paths."""
 
+# \Z and not $, which also matches before a newline, as the server's own routes do: a path may not pass for another.
 _ALLOWED = re.compile(
-    r"/(?:$|config/?$|assets/|static/|svelte/|favicon\.ico$|theme\.css$|robots\.txt$|manifest\.json$"
-    r"|gradio_api/(?:info/?$|openapi\.json$|config/?$|startup-events$|theme\.css$|app_id/?$|token/?$|user/?$|login_check/?$"
-    r"|heartbeat/|queue/|call/|run/|api/|cancel$|reset/?$|upload$|upload_progress$|file=/))"
+    r"/(?:\Z|config/?\Z|assets/|static/|svelte/|favicon\.ico\Z|theme\.css\Z|robots\.txt\Z|manifest\.json\Z"
+    r"|gradio_api/(?:info/?\Z|openapi\.json\Z|config/?\Z|startup-events\Z|theme\.css\Z|app_id/?\Z|token/?\Z|user/?\Z"
+    r"|login_check/?\Z|heartbeat/|queue/|call/|run/|api/|cancel\Z|reset/?\Z|upload\Z|upload_progress\Z|file=/))"
 )
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # Everything comes from this server; Gradio's own scripts lie within the page and build functions from templates.
 _CONTENT = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
@@ -59,6 +61,11 @@ class _CutOffError(Exception):
         self.sentence = sentence
 
 
+def _is_allowed(path: str) -> bool:
+    """Whether a path is one that the page needs; a file's name may have two dots within, a folder may not be them."""
+    return bool(_ALLOWED.match(path)) and not _CONTROL.search(path) and ".." not in re.split(r"[/\\=]", path)
+
+
 class Guard:
     """ASGI middleware.
 
@@ -88,7 +95,7 @@ class Guard:
         """Pass a request on, or answer it with a sentence."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif not _ALLOWED.match(scope["path"]) or ".." in scope["path"]:
+        elif not _is_allowed(scope["path"]):
             await _answer(send, 404, _NOT_HERE)
         elif scope["path"] == _UPLOAD:
             await self._take_upload(scope, receive, send)
