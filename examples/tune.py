@@ -165,12 +165,10 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: if there is nothing, or something else.
     """
+    from dim_hf.trainer.study_records import read_json_files
+
     records = []
-    for file in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {file}: {error}") from error
+    for file, record in read_json_files(folder):
         if not isinstance(record, dict) or not set(record) >= _RESULT_KEYS:
             raise ValueError(f"{file} is no result of a tuning; those of a study are for `examples/study.py table`")
         records.append(record)

@@ -278,11 +278,13 @@ def _validation(cases: list[_Case], pool: list[_Case], domain: str, count: int) 
         )
     # Patients by their first image, from the end, so that validation stays the same when num_labeled changes.
     images = Counter(case.patient for case in pool)
-    chosen: list[str] = []
+    chosen: set[str] = set()
+    total = 0
     for patient in reversed(images):
-        if sum(images[name] for name in chosen) >= count:
+        if total >= count:
             break
-        chosen.append(patient)
+        chosen.add(patient)
+        total += images[patient]
     return [case for case in pool if case.patient in chosen]
 
 

@@ -266,9 +266,11 @@ def _cup_to_disc(image: ScoredImage, structures: Mapping[str, list[int]]) -> tup
     names = {name.lower(): classes for name, classes in structures.items()}
     if image.reference.ndim != 2 or not {"cup", "disc"} <= set(names):
         return None
-    unknown = binary_dilation(image.reference == IGNORE_INDEX)
-    if any((unknown & np.isin(labels, names["disc"])).any() for labels in (image.prediction, image.reference)):
-        return None  # the rest of a disc may lie among the ignored pixels
+    ignored = image.reference == IGNORE_INDEX
+    if ignored.any():
+        discs = np.isin(image.prediction, names["disc"]) | np.isin(image.reference, names["disc"])
+        if (binary_dilation(ignored) & discs).any():
+            return None  # the rest of a disc may lie among the ignored pixels
     predicted, referenced = (
         vertical_ratio(np.isin(labels, names["cup"]), np.isin(labels, names["disc"]))
         for labels in (image.prediction, image.reference)

@@ -331,7 +331,8 @@ def fit_statistics(
     else:
         folds = make_folds(sites, patients)
         # Without its only patient a site is unknown, and that patient's images are as far from all as a new site's.
-        held_out = np.array([len(set(folds[names == site])) > 1 for site in names])
+        divided = {site for site in set(sites) if len(set(folds[names == site])) > 1}
+        held_out = np.array([site in divided for site in sites])
         if held_out.sum() < MIN_IMAGES:
             raise ValueError(
                 f"{held_out.sum()} images are of a site with two patients or more; at least {MIN_IMAGES} make "

@@ -3,6 +3,7 @@
 import copy
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -283,34 +284,37 @@ def _processor_of(job: Job, source: Source) -> Any:
                 f"intensity is {job.data.intensity!r}, but {job.model.model_name_or_path} has {trained!r}: "
                 "leave it out, or train a new network"
             )
-        for name in ("size", "do_resize"):
-            if name in (sizes := _sizes(source, job.data)):
-                setattr(processor, name, sizes[name])
+        sizes = _sizes(source, job.data)
+        sizes.pop("spatial_dims", None)  # those of the network stay
+        for name, value in sizes.items():
+            setattr(processor, name, value)
         return processor
     return make_processor(source, job.data)
 
 
-def _as_rgb(rows: datasets.Dataset) -> datasets.Dataset:
-    """Pictures as the processors of other models take them: three channels of 8 bits."""
+def _first_of_each_domain(rows: datasets.Dataset) -> Iterator[tuple[str, datasets.Dataset]]:
+    """One row of each domain, with words that name it."""
     domains = rows["domain"]
     for domain in dict.fromkeys(domains):
-        index = domains.index(domain)
-        mode = rows.select_columns("image")[index]["image"].mode
+        first = rows.select([domains.index(domain)])
+        yield f"image {first.select_columns('name')[0]['name']!r} of domain {domain!r}", first
+
+
+def _as_rgb(rows: datasets.Dataset) -> datasets.Dataset:
+    """Pictures as the processors of other models take them: three channels of 8 bits."""
+    for name, first in _first_of_each_domain(rows):
+        mode = first[0]["image"].mode
         if mode.startswith(("I", "F")):  # whose values beyond 255 would all become white
             raise ValueError(
-                f"image {rows.select_columns('name')[index]['name']!r} of domain {domain!r} has more than 8 bits a "
-                f"channel (PIL mode {mode}), and the processor of this model takes 8: save the images with 8 bits, or "
-                "start from a model of dim_hf, whose processor keeps them"
+                f"{name} has more than 8 bits a channel (PIL mode {mode}), and the processor of this model takes 8: "
+                "save the images with 8 bits, or start from a model of dim_hf, whose processor keeps them"
             )
     return rows.cast_column("image", datasets.Image(mode="RGB"))
 
 
 def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
     """Bring one image of each domain to the network's input, so that what cannot be is known before training."""
-    domains = rows["domain"]
-    for domain in dict.fromkeys(domains):
-        first = rows.select([domains.index(domain)])
-        name = f"image {first[0]['name']!r} of domain {domain!r}"
+    for name, first in _first_of_each_domain(rows):
         try:
             sample = SegmentationDataset(first, processor, cache_bytes=0)[0]
         except ValueError as error:

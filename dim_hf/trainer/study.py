@@ -198,8 +198,7 @@ class StudyRunner:
             )
         wanted = self._settings(cell, found["share_adaptation"])
         if found["settings"] != wanted:
-            names = {name for stage, fields in wanted.items() for name in {**fields, **found["settings"][stage]}
-                     if fields.get(name) != found["settings"][stage].get(name)}  # fmt: skip
+            names = {name for _, name in differing_settings(wanted, found["settings"])}
             raise ValueError(f"{file} was made with other {', '.join(sorted(names))}: choose another --results folder")
 
     def _settings(self, cell: Cell, strength: float | None) -> dict[str, dict[str, Any]]:
@@ -291,6 +290,19 @@ def described(job: Job) -> dict[str, Any]:
         for name, value in values.items()
         if name not in (*_PLACES, *_OF_THE_MACHINE) and value != usual[part].get(name)
     }
+
+
+def differing_settings(
+    one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """Stage and name of each field in which two results' `settings` differ, sorted."""
+    stages = {stage: (one.get(stage, {}), other.get(stage, {})) for stage in sorted({*one, *other})}
+    return [
+        (stage, name)
+        for stage, (own, others) in stages.items()
+        for name in sorted({*own, *others})
+        if own.get(name) != others.get(name)
+    ]
 
 
 def of_all_structures(by_structure: Mapping[str, Any]) -> Any:

@@ -10,10 +10,25 @@ import numpy as np
 
 from dim_hf.metrics.report import ALL_STRUCTURES, MEAN_OF_SITES
 from dim_hf.metrics.statistics import PairedComparison, compare_paired, compare_paired_groups
-from dim_hf.trainer.study import ALL_DOMAINS, ROWS, of_all_structures
+from dim_hf.trainer.study import ALL_DOMAINS, ROWS, differing_settings, of_all_structures
 
 Record = dict[str, Any]
 _NEEDED = ("study", "row", "labeled_domain", "seed", "scores", "cases", "split", "settings", "cost", "code")
+
+
+def read_json_files(folder: Path) -> list[tuple[Path, Any]]:
+    """The JSON files of a folder by name, each with its content.
+
+    Raises:
+        ValueError: if one cannot be read.
+    """
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            found.append((file, json.loads(file.read_text(encoding="utf-8"))))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {file}: {error}") from error
+    return found
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -27,11 +42,7 @@ def read_records(folder: Path) -> list[Record]:
             row of other settings, ways of choosing the checkpoint or precisions.
     """
     records = []
-    for file in sorted(folder.glob("*.json")):
-        try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {file}: {error}") from error
+    for file, record in read_json_files(folder):
         missing = [key for key in _NEEDED if not isinstance(record, dict) or key not in record]
         if missing:
             raise ValueError(f"{file} is no result of a study: it lacks {', '.join(missing)}")
@@ -61,13 +72,8 @@ def _differing(one: Record, other: Record) -> list[str]:
     own = {"seed", "labeled_domain"}
     if one.get("share_choice"):
         own.add("share_adaptation")  # chosen on validation images, in each cell by itself
-    both = one["settings"].keys() | other["settings"].keys()
-    found = [
-        f"{name} of {stage}"
-        for stage in sorted(both)
-        for name in sorted({*one["settings"].get(stage, {}), *other["settings"].get(stage, {})} - own)
-        if one["settings"].get(stage, {}).get(name) != other["settings"].get(stage, {}).get(name)
-    ]
+    settings = differing_settings(one["settings"], other["settings"])
+    found = [f"{name} of {stage}" for stage, name in settings if name not in own]
     if one["selected"] != other["selected"]:
         found.append("how the checkpoint was chosen")
     precisions = [record.get("environment", {}).get("precision") for record in (one, other)]

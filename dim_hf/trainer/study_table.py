@@ -170,12 +170,13 @@ def _labeled_to_test(table: StudyTable, row: str) -> str:
     return f"Dice × 100 of **{row}** by test domain:\n\n{markdown_table(['labels', *names], lines)}"
 
 
+def _comparable(table: StudyTable, other: str) -> list[str]:
+    """The rows that share a cell with another one."""
+    return [row for row in table.rows if row != other and table.cells(row, other)]
+
+
 def _differences(table: StudyTable, other: str) -> str:
-    lines = []
-    for row in table.rows:
-        if row == other or not table.cells(row, other):
-            continue
-        lines.append([row, *_difference(table, row, other)])
+    lines = [[row, *_difference(table, row, other)] for row in _comparable(table, other)]
     title = (
         f"Minus **{other}**, Dice × 100 on the same test cases, 95 % interval and Wilcoxon signed-rank test over "
         "patients; then how many cells of labeled domain and seed are better, and which test domains are worse:"
@@ -186,9 +187,7 @@ def _differences(table: StudyTable, other: str) -> str:
 
 def _differences_by_labeled_domain(table: StudyTable, other: str) -> str:
     lines = []
-    for row in table.rows:
-        if row == other or not table.cells(row, other):
-            continue
+    for row in _comparable(table, other):
         shared = {labeled for labeled, _ in table.cells(row, other)}
         lines.append([row, *(_interval(table, row, other, d) if d in shared else "–" for d in table.labeled_domains)])
     title = f"The same by labeled domain, minus **{other}**, with 95 % intervals over patients:"

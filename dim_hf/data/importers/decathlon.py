@@ -220,7 +220,7 @@ def find_msd(root: Path, options: ImportOptions) -> Found:
     for (is_test, image, label), count in zip(listed, counts, strict=True):
         if count:
             _choose_channel(range(count), names, channel, image)
-        read = partial(read_pair, image, label, data.labels.label_values, channel if (count or 1) > 1 else None)
+        read = partial(read_pair, image, label, data.labels.label_values, channel if count and count > 1 else None)
         cases.append(
             data.case(volume_stem(image), image, is_test, label, read=read, copies=count == 1 and copies(image))
         )

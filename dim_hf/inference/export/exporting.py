@@ -184,16 +184,17 @@ def _refuse_output(folder: Path, overwrite: bool) -> None:
         raise ValueError(f"{home} is no folder that can be written to; give another place for the export")
     if not folder.is_dir():
         return
-    for path in sorted(folder.iterdir()):
+    paths = sorted(folder.iterdir())
+    for path in paths:
         own = (path.name in _OWN_FILES and path.is_file()) or (path.name == _CACHE and path.is_dir())
         if not own or path.is_symlink():
             raise ValueError(
                 f"{folder} holds {printable(path.name)}, which is no part of an export and would be lost; give a new "
                 "or empty folder"
             )
-    if any(folder.iterdir()) and not _is_export(folder):  # a README.md or config.json may be of anything
+    if paths and not _is_export(folder):  # a README.md or config.json may be of anything
         raise ValueError(f"{folder} is no earlier export: it has no {REPORT_FILE} of one; give a new or empty folder")
-    if any(folder.iterdir()) and not overwrite:
+    if paths and not overwrite:
         raise ValueError(f"{folder} holds an earlier export; give another folder, or replace it with --overwrite")
 
 
