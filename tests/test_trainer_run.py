@@ -11,7 +11,6 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
-from dim_hf.losses import adapt_to_image_shares, class_shares
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from tests.tiny import TinyImages, tiny_arguments, tiny_model, tiny_trainer
 
@@ -288,30 +287,6 @@ def test_predicts_images_without_labels(tmp_path):
 def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_arguments(tmp_path, **arguments)
-
-
-def test_pseudo_labels_are_corrected_to_each_images_shares(tmp_path):
-    """By the shares of the labeled set, read once: in tiny images class 1 is a ninth, class 2 does not occur."""
-    labeled, views = TinyImages(8), torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-
-    def pseudo_labels(strength):
-        trainer = tiny_trainer(tmp_path, tiny_model(num_labels=3), labeled, share_adaptation=strength)
-        found = trainer._pseudo_labels(views)
-        with torch.no_grad():
-            return found, trainer.teacher(pixel_values=views).logits
-
-    (plain, _), logits = pseudo_labels(0.0)
-    assert torch.equal(plain, logits.argmax(1))
-    (adapted, adapted_kept), _ = pseudo_labels(1.0)
-    shares = class_shares((sample["labels"] for sample in labeled.samples), 3)
-    expected = adapt_to_image_shares(logits.softmax(1), shares, 1.0)
-    assert torch.equal(adapted, expected.argmax(1))
-    assert torch.equal(adapted_kept, expected.amax(1) >= 0.5)
-    assert not torch.equal(adapted, plain)
-    # Each image by itself, however the step is cut.
-    trainer = tiny_trainer(tmp_path, tiny_model(num_labels=3), labeled, share_adaptation=1.0)
-    for index in range(3):
-        assert torch.equal(trainer._pseudo_labels(views[index : index + 1])[0][0], adapted[index])
 
 
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(8, 4), (4, 8)])

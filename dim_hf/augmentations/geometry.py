@@ -1,5 +1,6 @@
 """The weak view: zoom-crop, rotation, flip and elastic deformation, image and label map moved together."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -274,3 +275,13 @@ def _sampling_grid(draws: WeakDraws, samples: Tensor, images: Tensor) -> Tensor:
         field = smooth_field(control.flatten(0, 1), shape, images).unflatten(0, (-1, spatial_dims))
         grid.index_add_(0, bent.to(grid.device), field.flip(1).movedim(1, -1))
     return grid
+
+
+def mirror_axes(dims: int) -> list[tuple[int, ...]]:
+    """Axes of (N, C, *S) to flip, for the image itself and each of its mirror images.
+
+    >>> mirror_axes(2)
+    [(), (2,), (3,), (2, 3)]
+    """
+    axes = range(2, dims + 2)
+    return [chosen for count in range(dims + 1) for chosen in itertools.combinations(axes, count)]

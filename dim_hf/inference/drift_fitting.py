@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from dim_hf.augmentations.geometry import mirror_axes
 from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.inference.drift import FALSE_ALARM_RATE, SiteStatistics, fit_statistics
 from dim_hf.inference.drift_parts import DriftMeter, watched_logits
-from dim_hf.inference.probabilities import mirror_axes
 
 MAX_IMAGES = 500
 """Images behind the statistics, the same number of each site as far as it has them."""

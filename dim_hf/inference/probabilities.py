@@ -1,6 +1,5 @@
 """Class probabilities from one or two networks and mirror images, and how far these disagree."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dim_hf.augmentations.geometry import mirror_axes
 from dim_hf.inference.drift_parts import DriftMeter
 from dim_hf.inference.options import PredictionOptions
 from dim_hf.inference.sliding import Forward
@@ -60,16 +60,6 @@ def answers(
         mean, mean_of_entropies = of_image[0]
         found.append(Answer(mean, _uncertainty(options.uncertainty, of_image, mean_of_entropies, len(flips))))
     return found
-
-
-def mirror_axes(dims: int) -> list[tuple[int, ...]]:
-    """Axes of (N, C, *S) to flip, for the image itself and each of its mirror images.
-
-    >>> mirror_axes(2)
-    [(), (2,), (3,), (2, 3)]
-    """
-    axes = range(2, dims + 2)
-    return [chosen for count in range(dims + 1) for chosen in itertools.combinations(axes, count)]
 
 
 def entropy(probabilities: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
 _OFF = {
-    "consistency": {"consistency_weight": 0.0},
+    "consistency": {"consistency_weight": 0.0, "teacher_flips": False},  # no pseudo-labels, whatever made them
     "divergence": {"divergence_weight": 0.0},
     "sharpness": {"rho": 0.0},
     "weak views": {"weak_view_ratio": 0.0, "teacher_buffers": "averaged"},

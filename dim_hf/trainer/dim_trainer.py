@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from dim_hf.batch_norm import average_running_statistics, finite_buffers, synchronize_batch_norm
 from dim_hf.data.collator import TwoStreamCollator
 from dim_hf.data.datasets import TwoStreamDataset
-from dim_hf.losses import LossTerms, adapt_to_image_shares, class_shares, make_pseudo_labels, resize_logits
+from dim_hf.losses import LossTerms
 from dim_hf.sharpness import (
     NonFiniteGradientError,
     check_finite_gradient,
@@ -27,6 +26,7 @@ from dim_hf.trainer.collapse import CollapseAlarm
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.phases import is_half_resolution, is_weak_view_step
+from dim_hf.trainer.pseudo_labels import TeacherPseudoLabels
 from dim_hf.trainer.resolution import at_half_resolution
 from dim_hf.trainer.step_objective import StepObjective
 from dim_hf.trainer.streams import make_batch_sampler
@@ -110,6 +110,9 @@ class DimTrainer(TeacherStudentTrainer):
         self.views = ViewMaker.from_arguments(args, getattr(model.config, "num_channels", 3), self.structures)
         self.objective = StepObjective(
             args, model.config.num_labels, self.compute_loss_context_manager, self._sum_over_processes
+        )
+        self.pseudo_labeler = TeacherPseudoLabels(
+            self.teacher, args, labeled_dataset, model.config.num_labels, self.accelerator.autocast
         )
         self.collapse_alarm = CollapseAlarm(getattr(unlabeled_dataset, "domains", None), self._sum_over_processes)
         self._batches: list[dict[str, Tensor]] = []
@@ -333,38 +336,7 @@ class DimTrainer(TeacherStudentTrainer):
         views = self.views
         if is_weak_view_step(self.state.global_step, self.state.max_steps, self.args.weak_view_ratio):
             views = views.without_intensities()
-        return views.make(inputs, self._pseudo_labels)
-
-    def _pseudo_labels(self, weak_views: Tensor) -> tuple[Tensor, Tensor]:
-        with self._teacher_normalisation(), self.accelerator.autocast():
-            logits = self.teacher(pixel_values=weak_views.to(self.model.dtype)).logits
-        logits = resize_logits(logits, weak_views.shape[2:])
-        strength = self.args.share_adaptation
-        if strength > 0:  # of each image by itself: other micro-batches and processes do not matter
-            logits = adapt_to_image_shares(logits.softmax(dim=1), self._labeled_shares, strength).log()
-        return make_pseudo_labels(logits, self.args.confidence_threshold)
-
-    @cached_property
-    def _labeled_shares(self) -> Tensor:
-        """Class shares (K,) of all labeled images as they are, without views; read once."""
-        labeled = self.train_dataset.labeled
-        label_maps = (torch.as_tensor(labeled[index]["labels"]) for index in range(len(labeled)))
-        return class_shares(label_maps, self.model.config.num_labels)
-
-    @contextlib.contextmanager
-    def _teacher_normalisation(self) -> Iterator[None]:
-        """Running statistics, or the batch's: normalisation layers in train mode, their averages still."""
-        if self.args.teacher_statistics == "running":
-            yield
-            return
-        layers = [m for m in self.teacher.modules() if getattr(m, "track_running_stats", False)]
-        for layer in layers:
-            layer.train()
-        try:
-            with frozen_running_statistics(self.teacher):
-                yield
-        finally:
-            self.teacher.eval()
+        return views.make(inputs, self.pseudo_labeler)
 
     # ---- checkpoints
 

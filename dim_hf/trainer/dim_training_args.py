@@ -133,6 +133,14 @@ class DimTrainingArguments(TrainingArguments):
         "(`weak_view_ratio`) gain without it. It needs some images a step and process, and `balance_domains` where "
         "sites differ in size.",
     )
+    teacher_flips: bool = field(
+        default=False,
+        metadata={
+            "help": "Pseudo-labels from the mean of the teacher's probabilities over the mirror images of each weak "
+            "view (arXiv 1712.04440): 4 passes of the teacher in 2D, 8 in 3D, without gradients. For structures that "
+            "may lie either way round; weak views take them to, too."
+        },
+    )
     confidence_threshold: float = _number(
         0.95,
         "τ in [0, 1]: pseudo-labels are kept where max p ≥ τ. What is left out is mostly the border of the structure "
