@@ -40,6 +40,7 @@ SETTINGS = {
     "plain + SAM": {**_SUPERVISED, "rho": 0.05},
     "teacher-student": {"divergence_weight": 0.0, "rho": 0.0},
     "DiM": {},
+    "DiM, teacher_flips": {"teacher_flips": True},
     "DiM, sam_every=2": {"sam_every": 2},
     "DiM, ascent_fraction=0.5": {"ascent_fraction": 0.5},
     "DiM, perturbation_scope=local": {"perturbation_scope": "local"},
