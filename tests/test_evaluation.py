@@ -20,6 +20,7 @@ from dim_hf.evaluation.protocols import PROTOCOLS
 from dim_hf.evaluation.result import Provenance
 from dim_hf.evaluation.runs import RunFacts, reading_of, rows_to_score
 from dim_hf.evaluation.scoring import score_predictions
+from dim_hf.losses import resize_logits
 from dim_hf.metrics.cases import score_case
 from dim_hf.models import DimImageProcessor
 from tests.test_job import write_site
@@ -273,6 +274,39 @@ def test_predictions_follow_the_asked_order(pictures):
     wanted = [3, 8, 1]
     found = predict_rows(Threshold(), processor, pictures, native=True, indices=wanted, batch_size=1, progress=False)
     assert [part.index for part in found] == wanted
+
+
+class Sided(Threshold):
+    """Sees the left half brighter than it is."""
+
+    def forward(self, pixel_values):
+        tilt = torch.linspace(0.4, 0, pixel_values.shape[-1])
+        return super().forward(pixel_values + tilt)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_flips_average_the_probabilities_of_mirror_images(pictures, native):
+    processor = DimImageProcessor(size=40, num_channels=1)
+    options = {"native": native, "progress": False, "batch_size": 3}
+    found = list(predict_rows(Sided(), processor, pictures, flips=True, **options))
+    plain = list(predict_rows(Sided(), processor, pictures, **options))
+    for one, other in zip(found, plain, strict=True):
+        image = processor(images=[np.asarray(pictures[one.index]["image"])])["pixel_values"]
+        with torch.no_grad():
+            answers = []
+            for axes in ([], [2], [3], [2, 3]):
+                logits = Sided()(torch.as_tensor(np.asarray(image)).flip(axes)).logits.flip(axes)
+                answers.append(resize_logits(logits, one.prediction.shape).softmax(1)[0].numpy())
+        np.testing.assert_allclose(one.probabilities, np.mean(answers, axis=0), atol=1e-6)
+        np.testing.assert_allclose(other.probabilities, answers[0], atol=1e-6)
+    assert any((one.prediction != other.prediction).any() for one, other in zip(found, plain, strict=True))
+
+
+def test_flips_are_stated_with_the_scores(pictures):
+    result = evaluate(pictures, model=Sided(), flips=True)
+    assert result.provenance.flips
+    assert "mean of the probabilities over mirror images" in format_result(result)
+    assert "mirror images" not in format_result(evaluate(pictures, model=Sided()))
 
 
 def test_a_model_of_other_classes_is_refused(pictures):

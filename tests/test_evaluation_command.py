@@ -69,6 +69,17 @@ def test_other_images_do_not_replace_the_scores_of_test_images(run):
             assert "no (inductive)" not in text
 
 
+def test_scores_of_flips_have_a_folder_of_their_own(run):
+    words = ["evaluate", str(run / "run"), str(run / "data"), "--no-progress", "--flips"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    folder = run / "run" / "evaluation-image-flips"
+    assert json.loads((folder / "evaluation.json").read_text())["flips"] is True
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in (" ".join(done.output.split()), (folder / "table.md").read_text(), page):
+        assert "mean of the probabilities over mirror images" in text
+
+
 def test_of_other_data_nothing_is_said_of_training(run, tmp_path):
     write_site(tmp_path / "more", "elsewhere", 6)
     done = CliRunner().invoke(main, ["evaluate", str(run / "run"), str(tmp_path / "more"), "--no-progress",

@@ -26,7 +26,7 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
     "--output-dir",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for tables and report.  [default: MODEL/evaluation-PROTOCOL, with -SPLIT for another split "
-    "than test]",
+    "than test, and -flips]",
 )
 @click.option(
     "--protocol",
@@ -42,6 +42,11 @@ from dim_hf.cli.spelling import BOTH_SPELLINGS
     default="test",
     show_default=True,
     help="Images to score; test images that no row marks are those that the run held out.",
+)
+@click.option(
+    "--flips",
+    is_flag=True,
+    help="Average over mirror images, as `dim-hf predict --flips`: 4 passes in 2D, 8 in 3D.",
 )
 @click.option(
     "--tolerance-mm",
@@ -125,6 +130,7 @@ def _evaluate(
     output_dir: Path | None,
     protocol: str,
     split: str,
+    flips: bool,
     tolerance_mm: float | None,
     against: tuple[str, ...],
     batch_size: int,
@@ -150,7 +156,9 @@ def _evaluate(
     others = {name: files.read_evaluation(name) for name in against}
     for name, other in others.items():
         files.check_protocols({"this evaluation": protocol, name: other.protocol})
-    folder = output_dir or Path(model if Path(model).is_dir() else Path(model).name) / _folder_name(protocol, split)
+    folder = output_dir or Path(model if Path(model).is_dir() else Path(model).name) / _folder_name(
+        protocol, split, flips
+    )
     if process_state().is_main_process:
         files.check_writable(folder)
     result = evaluate_model(
@@ -159,7 +167,7 @@ def _evaluate(
         rows,
         source.description,
         provenance_of(model, dataset, protocol, split, run, rows=source.rows, scored=rows),
-        EvaluationOptions(protocol, tolerance_mm, batch_size, progress=not no_progress),
+        EvaluationOptions(protocol, tolerance_mm, batch_size, flips, progress=not no_progress),
         statistics=find_statistics(model, revision),
     )
     if not process_state().is_main_process:
@@ -172,6 +180,6 @@ def _evaluate(
         click.echo(f"{files.format_result(result, 'text', compared=compared)}\n\nReport: {report}")
 
 
-def _folder_name(protocol: str, split: str) -> str:
-    """Scores of other images than test images go elsewhere."""
-    return f"evaluation-{protocol}" + (f"-{split}" if split != "test" else "")
+def _folder_name(protocol: str, split: str, flips: bool) -> str:
+    """Scores of other images than test images, or predicted otherwise, go elsewhere."""
+    return f"evaluation-{protocol}" + (f"-{split}" if split != "test" else "") + ("-flips" if flips else "")

@@ -35,6 +35,7 @@ def background(source: Provenance, summary: Summary) -> list[Fact]:
         Fact("Labels for training", _labels(source), "" if source.labeled_images is not None else "warning"),
         Fact("Seeds", _seeds(source.seeds), "" if source.seeds else "warning"),
         Fact("Checkpoint", _selection(source), "error" if source.selected_on_test else _unknown(source.selection)),
+        *([Fact("Predicted", "mean of the probabilities over mirror images")] if source.flips else []),
         Fact("Images scored", *_images(source)),
         _seen(source),
         *([Fact("Left out", _without_mask(source.without_mask), "warning")] if source.without_mask else []),

@@ -29,6 +29,7 @@ class EvaluationOptions:
         protocol: Key in `protocols.PROTOCOLS`.
         tolerance_mm: Of the NSD, in the unit of the distances; None leaves it out.
         batch_size: Images of a forward pass.
+        flips: Average the probabilities over mirror images, as `dim-hf predict --flips`.
         seed: Of the bootstrap.
         progress: Show a progress bar.
     """
@@ -36,6 +37,7 @@ class EvaluationOptions:
     protocol: str = "image"
     tolerance_mm: float | None = None
     batch_size: int = 8
+    flips: bool = False
     seed: int = 0
     progress: bool = True
 
@@ -87,7 +89,9 @@ def evaluate_model(
         worst=scores.worst,
         best=scores.best,
         ratios={domain: sorted(ratios) for domain, ratios in scores.ratios.items()},
-        provenance=replace(provenance, protocol=protocol.name, without_mask=dict(sorted(left_out.items()))),
+        provenance=replace(
+            provenance, protocol=protocol.name, flips=options.flips, without_mask=dict(sorted(left_out.items()))
+        ),
         id2label=description.id2label,
         structures=description.structures,
         spatial_dims=3 if protocol.volumes else description.spatial_dims,
@@ -122,6 +126,7 @@ def _of_all_processes(
         native=protocol.native,
         indices=[index for group in own for index in group],
         batch_size=options.batch_size,
+        flips=options.flips,
         progress=options.progress and state.is_main_process,
     )
     scores = score_predictions(predictions, own, rows, protocol, structures, options.tolerance_mm)

@@ -13,11 +13,13 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dim_hf.augmentations.geometry import mirror_axes
 from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.rows import column_view
 from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_parts import DriftMeter, watched_logits
-from dim_hf.losses import resize_logits
+from dim_hf.inference.options import PredictionOptions
+from dim_hf.inference.probabilities import answers
 from dim_hf.models.image_processing_dim_unet import as_label_map
 
 
@@ -55,6 +57,7 @@ def predict_rows(
     progress: bool = True,
     autocast: Callable[[], Any] = nullcontext,
     statistics: SiteStatistics | None = None,
+    flips: bool = False,
 ) -> Iterator[PredictedCase]:
     """Predict rows in order.
 
@@ -69,6 +72,7 @@ def predict_rows(
         progress: Show a progress bar.
         autocast: Context of the forward pass.
         statistics: Of the sites that the model saw, for the drift score of each image.
+        flips: Average the probabilities over mirror images.
 
     Raises:
         ValueError: If a file cannot be read, or an image not be brought to the network's input, naming row and file.
@@ -82,7 +86,7 @@ def predict_rows(
             for start in range(0, len(indices), batch_size):
                 chunk = [_load(dataset, index) for index in indices[start : start + batch_size]]
                 for batch in _of_one_size(chunk):
-                    yield from _predict(model, batch, native, autocast, statistics)
+                    yield from _predict(model, batch, native, autocast, statistics, flips)
                     bar.update(len(batch))
     finally:
         model.train(was_training)
@@ -144,21 +148,25 @@ def _predict(
     native: bool,
     autocast: Callable[[], Any],
     statistics: SiteStatistics | None,
+    flips: bool,
 ) -> Iterator[PredictedCase]:
     reference_weight = next(model.parameters())
     pixels = torch.stack([item.sample["pixel_values"] for item in batch])
-    meter = None if statistics is None else DriftMeter()
-    with autocast():
-        logits = watched_logits(model, pixels.to(reference_weight.device, reference_weight.dtype), meter)
+    dims = pixels.ndim - 2
+    meter = None if statistics is None else DriftMeter(len(mirror_axes(dims)) if flips else 1)
+
+    def forward(images: Tensor) -> Tensor:
+        with autocast():
+            return watched_logits(model, images.to(reference_weight.device, reference_weight.dtype), meter)
+
+    shapes = [_spatial(item.image, dims) if native else tuple(pixels.shape[2:]) for item in batch]
+    found = answers([forward], pixels, shapes, PredictionOptions(flips=flips), meter)
     drifts: list[float | None] = [None] * len(batch)
     if statistics is not None and meter is not None:
         meter.see_pixels(pixels)
-        meter.see_logits(0, logits)
         drifts = statistics.scores(meter.values()).tolist()
-    dims = pixels.ndim - 2
-    for item, scores, drift in zip(batch, logits, drifts, strict=True):
-        shape = _spatial(item.image, dims) if native else tuple(pixels.shape[2:])
-        probabilities = resize_logits(scores[None].float(), torch.Size(shape))[0].softmax(0).cpu().numpy()
+    for item, answer, drift in zip(batch, found, drifts, strict=True):
+        probabilities = answer.probabilities.numpy()
         if native:
             image, label = item.image, item.label
         else:

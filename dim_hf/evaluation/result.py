@@ -58,6 +58,7 @@ class Provenance:
         scored_parts: Of the images scored, how many each part of the run's own split holds; None where the data set is
             another one, or its parts are not those of the run.
         without_mask: Images of the split that were left out since they have no mask, by domain.
+        flips: Whether the probabilities are means over mirror images.
         run_hashes: SHA-256 of the files of the model's run, as its results state them; empty where unknown.
     """
 
@@ -77,6 +78,7 @@ class Provenance:
     split: str | None = None
     scored_parts: dict[str, int] | None = None
     without_mask: dict[str, int] = field(default_factory=dict)
+    flips: bool = False
     run_hashes: dict[str, str] = field(default_factory=dict)
 
 
