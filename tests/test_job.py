@@ -91,11 +91,18 @@ def test_shipped_configurations_parse(name):
         ("max_steps: 3\n", ["--f_divergence", "cauchy"], "jensen_shannon"),
         ("max_steps: many\n", [], "max_steps"),
         ("divergence_estimator: kernel\n", [], "divergence_estimator"),
+        ("num_train_epochs: 3\nmax_steps: 9\n", ["--num_train_epochs", "1"], None),
+        ("num_train_epochs: 1\n", [], "num_train_epochs is 1, but max_steps=1500 counts instead: add --max_steps -1"),
+        ("save_total_limit: null\n", [], "save_total_limit is null in .*, and would stay 2"),
+        ("greater_is_better: null\n", [], None),
     ],
 )
 def test_bad_configurations_are_refused_by_name(tmp_path, text, words, message):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
+    if message is None:
+        parse_job(path, words)
+        return
     with pytest.raises(ValueError, match=message):
         parse_job(path, words)
 
@@ -172,7 +179,7 @@ def test_ablations_turn_parts_off():
         "teacher-student-sam",
         "dim",
     ]
-    off = {"consistency_weight": 0.0, "divergence_weight": 0.0, "rho": 0.0}
+    off = {"consistency_weight": 0.0, "teacher_flips": False, "divergence_weight": 0.0, "rho": 0.0}
     assert ablation_overrides("supervised") == off
     assert ablation_overrides("supervised-strong") == off | {"weak_view_ratio": 0.0, "teacher_buffers": "averaged"}
     assert ablation_overrides("dim") == {}
@@ -227,6 +234,16 @@ def test_used_folder_is_not_mixed_with_another_run(tmp_path):
     assert results["cost"]["seconds_per_step"] is None
 
 
+def test_a_finished_run_without_checkpoints_is_not_overwritten_by_another(tmp_path):
+    words = ["--output_dir", str(tmp_path / "run"), "--save_strategy", "no", "--select", "last"]
+    run_job(parse_job(write_config(tmp_path), words))
+    before = (tmp_path / "run" / "results.json").read_text()
+    with pytest.raises(ValueError, match="was run with seed=42, now it is 7: choose another"):
+        run_job(parse_job(write_config(tmp_path), [*words, "--seed", "7"]))
+    assert (tmp_path / "run" / "results.json").read_text() == before
+    run_job(parse_job(write_config(tmp_path), words))  # the same again is no loss
+
+
 def test_structures_and_class_names_are_checked(tmp_path):
     write_site(tmp_path / "data", "site_a", 12)
     config = write_config(tmp_path, dataset=str(tmp_path / "data"), num_channels=1)
@@ -273,6 +290,35 @@ def test_a_second_stage_goes_on_with_network_and_processor_of_the_first(tmp_path
         assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
     with pytest.raises(ValueError, match=r"intensity is 'zscore', but .*first has 'local'"):
         make_trainer(parse_job(config, ["--intensity", "zscore", "--output_dir", str(tmp_path / "second")]))
+
+
+@pytest.mark.parametrize(("first", "second"), [("fundus", "prostate"), ("prostate", "fundus")])
+def test_a_second_stage_may_have_fewer_or_more_classes(tmp_path, first, second):
+    words = ["--output_dir", str(tmp_path / "a"), "--num_channels", "1", "--strong_view", "mri"]
+    start, _, _ = make_trainer(parse_job(write_config(tmp_path, dataset=f"phantom:{first}"), words))
+    start.save_model(str(tmp_path / "network"))
+    config = write_config(tmp_path, dataset=f"phantom:{second}", model_name_or_path=str(tmp_path / "network"))
+    trainer, _, _ = make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "b")]))
+    plain, _, _ = make_trainer(parse_job(write_config(tmp_path, dataset=f"phantom:{second}"), words))
+    for name in ("id2label", "label2id", "structures", "num_labels"):
+        assert getattr(trainer.model.config, name) == getattr(plain.model.config, name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_sizes": [16, 32, 64]}, r"hidden_sizes is \[16, 32, 64\], but .*network has \[8, 16\]"),
+        ({"norm": "instance"}, "norm is instance, but .*network has batch"),
+        ({"num_channels": 3}, "num_channels is 3, but .*network has 1"),
+        ({"volume_size": [8, 8, 8]}, r"volume_size is \[8, 8, 8\], but the images are no volumes"),
+    ],
+)
+def test_fields_that_the_network_to_start_from_contradicts_are_refused(tmp_path, changes, message):
+    first, _, _ = make_trainer(parse_job(write_config(tmp_path), ["--output_dir", str(tmp_path / "a")]))
+    first.save_model(str(tmp_path / "network"))
+    config = write_config(tmp_path, **{"model_name_or_path": str(tmp_path / "network")} | changes)
+    with pytest.raises(ValueError, match=message):
+        make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "b")]))
 
 
 def write_sixteen_bits(root):

@@ -11,6 +11,7 @@ from transformers import (
     SegformerForSemanticSegmentation,
 )
 
+from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from tests.tiny import TinyImages, tiny_arguments, tiny_model, tiny_trainer
 
@@ -282,11 +283,58 @@ def test_predicts_images_without_labels(tmp_path):
         ({"per_device_train_batch_size": 99}, "leave it out"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size has no effect: set labeled_batch_size"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor has no effect"),
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps must be at least 1"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last would leave images out of validation and test"),
+        ({"prediction_loss_only": True}, "prediction_loss_only would leave out the predictions"),
+        ({"eval_do_concat_batches": False}, "eval_do_concat_batches would leave the predictions in pieces"),
+        ({"bf16_full_eval": True}, "bf16_full_eval would leave the student in bf16.*: set bf16"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy has no effect"),
+        ({"lr_scheduler_kwargs": "nope"}, "lr_scheduler_kwargs must be names and values as JSON.*got 'nope'"),
+        ({"metric_for_best_model": "a_hd95", "greater_is_better": True}, "a smaller metric_for_best_model='a_hd95'"),
+        ({"metric_for_best_model": "mean_dice", "greater_is_better": False}, "a larger metric_for_best_model"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny_arguments(tmp_path, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("metric", "larger"), [("mean_dice", True), ("a_cup_hd95", False), ("a_asd", False), ("eval_a_loss", False)]
+)
+def test_the_better_checkpoint_has_the_larger_dice_or_the_smaller_distance(tmp_path, metric, larger):
+    assert tiny_arguments(tmp_path, metric_for_best_model=metric).greater_is_better is larger
+
+
+@pytest.mark.parametrize("metric", ["a_hd95", "eval_a_loss", "a_class 1_dice", "a_student_dice", "b_dice", "loss"])
+def test_the_score_of_the_selection_is_known_before_training(tmp_path, metric):
+    model = tiny_model(id2label={0: "background", 1: "class 1"})
+    options = {"load_best_model_at_end": True, "metric_for_best_model": metric, **EVALUATED}
+    if metric in ("b_dice", "loss"):
+        with pytest.raises(ValueError, match=f"metric_for_best_model is {metric!r}, .* such as a_dice"):
+            tiny_trainer(tmp_path, model, eval_dataset={"a": TinyImages(2)}, **options)
+        return
+    trainer = tiny_trainer(tmp_path, model, eval_dataset={"a": TinyImages(2)}, **options)
+    trainer.train()
+    assert trainer.state.best_metric is not None
+
+
+def test_what_no_score_can_be_counted_from_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="eval_dataset 'a' has no images: leave it out"):
+        tiny_trainer(tmp_path, eval_dataset={"a": TinyImages(0)})
+    with pytest.raises(ValueError, match="eval_dataset 'a' has no labels"):
+        tiny_trainer(tmp_path, eval_dataset={"a": TinyImages(2, labels=False)})
+
+
+def test_what_the_trainer_makes_itself_is_not_given(tmp_path):
+    with pytest.raises(ValueError, match="compute_metrics is this trainer's own"):
+        DimTrainer(
+            tiny_model(),
+            tiny_arguments(tmp_path),
+            labeled_dataset=TinyImages(4),
+            unlabeled_dataset=TinyImages(4, labels=False),
+            compute_metrics=len,
+        )
 
 
 @pytest.mark.parametrize(("labeled", "unlabeled"), [(8, 4), (4, 8)])

@@ -1,5 +1,6 @@
 """Arguments of `DimTrainer`: every knob of the method, with its symbol and its legal values."""
 
+import json
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,26 @@ TEACHER_STATISTICS = ("running", "batch")
 STRONG_VIEWS = ("auto", "color", "mri", "microscopy")
 PERTURBATION_SCOPES = ("global", "local")
 SELECTIONS = ("validation", "last", "test-legacy")
+
+# Of transformers: what would be accepted and change nothing here, or change what is scored, with its default and why.
+_WITHOUT_USE = {
+    "auto_find_batch_size": (
+        False,
+        "has no effect: set labeled_batch_size and unlabeled_batch_size; `dim-hf train --dry_run` measures the memory "
+        "that they take",
+    ),
+    "label_smoothing_factor": (0, "has no effect: the terms of the objective have no such factor"),
+    "train_sampling_strategy": ("random", "has no effect: the two streams draw their images by the run's seed"),
+    "dataloader_drop_last": (
+        False,
+        "would leave images out of validation and test; training takes whole batches anyway",
+    ),
+    "prediction_loss_only": (False, "would leave out the predictions that Dice is counted from"),
+    "eval_do_concat_batches": (True, "would leave the predictions in pieces, which no metric takes"),
+    "bf16_full_eval": (False, "would leave the student in bf16, where small steps are lost: set bf16"),
+    "fp16_full_eval": (False, "would leave the student in fp16, where small steps are lost: set fp16"),
+}
+_SMALLER_IS_BETTER = ("loss", "hd95", "asd")
 
 
 def _choice(default: str, legal: tuple[str, ...], text: str) -> str:
@@ -202,12 +223,26 @@ class DimTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type == "polynomial" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"power": 0.9}
         self._set_batch_size()
+        self._set_direction()
         # Without this, several processes on a machine without GPUs would not find each other.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("fp16 needs a GPU: on a CPU it would silently be float32; use bf16 or neither")
+
+    def _set_direction(self) -> None:
+        """Transformers takes a larger score for the better one unless its name ends in "loss"."""
+        metric = self.metric_for_best_model
+        if metric is None:
+            return
+        larger = not metric.endswith(_SMALLER_IS_BETTER)
+        if self.greater_is_better not in (None, larger):
+            raise ValueError(
+                f"greater_is_better is {self.greater_is_better}, but a {'larger' if larger else 'smaller'} "
+                f"metric_for_best_model={metric!r} is better: leave greater_is_better out"
+            )
+        self.greater_is_better = larger
 
     def _set_batch_size(self) -> None:
         default = TrainingArguments.__dataclass_fields__["per_device_train_batch_size"].default
@@ -233,6 +268,7 @@ class DimTrainingArguments(TrainingArguments):
         infinity = float("inf")
         ranges = {
             "labeled_batch_size": (1, infinity),
+            "gradient_accumulation_steps": (1, infinity),
             "unlabeled_batch_size": (1 if self.uses_unlabeled_images else 0, infinity),
             "consistency_weight": (0, infinity),
             "divergence_weight": (0, infinity),
@@ -272,14 +308,24 @@ class DimTrainingArguments(TrainingArguments):
             raise ValueError("ema_decay must be below 1: with 1 the teacher would never learn from the student")
 
     def _refuse_without_effect(self) -> None:
-        """Arguments of transformers that would be accepted and change nothing here."""
-        if self.auto_find_batch_size:
+        """Arguments of transformers that this trainer has no use for."""
+        for name, (default, why) in _WITHOUT_USE.items():
+            if getattr(self, name, default) != default:
+                raise ValueError(f"{name} {why}")
+        if self.lr_scheduler_kwargs is not None and not isinstance(self._parsed_scheduler_kwargs(), dict):
             raise ValueError(
-                "auto_find_batch_size has no effect: set labeled_batch_size and unlabeled_batch_size; "
-                "`dim-hf train --dry_run` measures the memory that they take"
+                f'lr_scheduler_kwargs must be names and values as JSON, such as {{"power": 0.9}}, got '
+                f"{self.lr_scheduler_kwargs!r}"
             )
-        if self.label_smoothing_factor != 0:
-            raise ValueError("label_smoothing_factor has no effect: the terms of the objective have no such factor")
+
+    def _parsed_scheduler_kwargs(self) -> object:
+        """What transformers will read."""
+        if not isinstance(self.lr_scheduler_kwargs, str):
+            return self.lr_scheduler_kwargs
+        try:
+            return json.loads(self.lr_scheduler_kwargs)
+        except json.JSONDecodeError:
+            return None
 
     def _check_choices(self) -> None:
         legal = {

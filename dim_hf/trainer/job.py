@@ -4,7 +4,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PretrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from dim_hf.data.cache import SampleCache
@@ -106,6 +113,8 @@ def make_processor(source: Source, data: DataArguments) -> DimImageProcessor:
 def _sizes(source: Source, data: DataArguments) -> dict[str, Any]:
     """What a processor has to know of the size that it brings images, or volumes, to."""
     if source.description.spatial_dims == 2:
+        if data.volume_size:
+            raise ValueError(f"volume_size is {data.volume_size}, but the images are no volumes: give image_size")
         return {"size": {"height": data.image_size, "width": data.image_size}}
     if not data.volume_size:
         return {"spatial_dims": 3, "do_resize": False}
@@ -116,20 +125,27 @@ def _sizes(source: Source, data: DataArguments) -> dict[str, Any]:
 
 
 def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
-    """A new U-Net, or the named model with as many classes as the data has; its configuration names their plane."""
+    """A new U-Net, or the named model with as many classes as the data has; its configuration names their plane.
+
+    Raises:
+        ValueError: for fields of a new U-Net that the named model contradicts.
+    """
     about = source.description
     plane = plane_in(about.notes) if about.spatial_dims == 2 else None
     names = {"id2label": about.id2label, "label2id": {name: index for index, name in about.id2label.items()}}
     if model.model_name_or_path:
-        loaded = AutoModelForSemanticSegmentation.from_pretrained(
+        config = AutoConfig.from_pretrained(model.model_name_or_path)
+        _refuse_contradicted(model, config)
+        # Together: what is checked of one is checked against the others.
+        for name, value in (names | {"structures": about.structures, "plane": plane}).items():
+            setattr(config, name, value)
+        return AutoModelForSemanticSegmentation.from_pretrained(
             # In the checkpoint's own type, bf16 perhaps, small changes of weights and of the teacher would be lost.
             model.model_name_or_path,
+            config=config,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
-            **names,
         )
-        loaded.config.structures, loaded.config.plane = about.structures, plane
-        return loaded
     config = DimUNetConfig(
         num_channels=about.num_channels,
         spatial_dims=about.spatial_dims,
@@ -142,6 +158,18 @@ def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
         **names,
     )
     return DimUNetForSemanticSegmentation(config)
+
+
+def _refuse_contradicted(model: ModelArguments, config: PretrainedConfig) -> None:
+    """A U-Net that is there has its own shape; the defaults of a new one ask for nothing."""
+    usual = ModelArguments()
+    for item in fields(model) if isinstance(config, DimUNetConfig) else ():
+        asked = getattr(model, item.name)
+        if hasattr(config, item.name) and asked not in (getattr(usual, item.name), getattr(config, item.name)):
+            raise ValueError(
+                f"{item.name} is {asked}, but {model.model_name_or_path} has {getattr(config, item.name)}: "
+                "leave it out, or train a new network"
+            )
 
 
 def make_trainer(
@@ -263,6 +291,8 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
             f"{folder} holds checkpoints of an earlier run: choose another --output_dir, or go on with that run by "
             f"{RESUME_HINT}"
         )
+    if checkpoint is None and (folder / RESULTS_FILE).exists() and (folder / JOB_FILE).exists():
+        refuse_other_job(folder, job)  # finished, its checkpoints cleared away
     if checkpoint is not None:
         for run in dict.fromkeys((folder, Path(checkpoint).parent)):
             refuse_other_job(run, job, but=("max_steps", *CUTS_OF_A_STEP))
@@ -278,12 +308,13 @@ def _processor_of(job: Job, source: Source) -> Any:
         processor = AutoImageProcessor.from_pretrained(job.model.model_name_or_path)
         # Ours are 0..K-1 already: ADE20k's processors would take class 0 away and shift the others.
         processor.do_reduce_labels = False
-        trained = getattr(processor, "intensity", None)
-        if job.data.intensity not in (None, trained):
-            raise ValueError(
-                f"intensity is {job.data.intensity!r}, but {job.model.model_name_or_path} has {trained!r}: "
-                "leave it out, or train a new network"
-            )
+        for name in ("intensity", "num_channels"):
+            asked, trained = getattr(job.data, name), getattr(processor, name, None)
+            if asked not in (None, trained):
+                raise ValueError(
+                    f"{name} is {asked!r}, but {job.model.model_name_or_path} has {trained!r}: "
+                    "leave it out, or train a new network"
+                )
         sizes = _sizes(source, job.data)
         sizes.pop("spatial_dims", None)  # those of the network stay
         for name, value in sizes.items():

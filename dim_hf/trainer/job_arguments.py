@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 
 ALL_LABELED = -1
+_EPOCHS = DimTrainingArguments.num_train_epochs  # what transformers has where nothing is said
 
 
 @dataclass
@@ -113,7 +114,6 @@ class JobTrainingArguments(DimTrainingArguments):
         default=True, metadata={"help": "Keep the step that is best on validation; False keeps the last step."}
     )
     metric_for_best_model: str | None = field(default="mean_dice", metadata={"help": "Score of the selection."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether a larger score is better."})
     disable_tqdm: bool | None = field(
         default=False, metadata={"help": "Print lines instead of progress bars, for log files."}
     )
@@ -127,6 +127,11 @@ class JobTrainingArguments(DimTrainingArguments):
             self.bf16 = True
             # Without a GPU, transformers takes bf16 for a mistake unless the CPU is asked for by name.
             self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        if self.num_train_epochs != _EPOCHS and self.max_steps == type(self).max_steps:
+            raise ValueError(
+                f"num_train_epochs is {self.num_train_epochs:g}, but max_steps={self.max_steps} counts instead: add "
+                "--max_steps -1, or give max_steps alone"
+            )
         if self.select == "last":
             self.load_best_model_at_end = False
         super().__post_init__()
@@ -175,8 +180,20 @@ def job_with(job_words: Sequence[str], **changes: Any) -> Job:
 
 
 def config_words(config: str | Path) -> list[str]:
-    """Command-line words that say what a YAML file says."""
-    return field_words(_read_config(Path(config)))
+    """Command-line words that say what a YAML file says; null is what a field is that has no value by default.
+
+    Raises:
+        ValueError: for a file that cannot be read, or null where the default is a value.
+    """
+    values = _read_config(Path(config))
+    defaults = {item.name: _default_of(item) for part in _PARTS for item in fields(part)}
+    for name in (name for name, value in values.items() if value is None):
+        if defaults.get(name) is not None:
+            raise ValueError(
+                f"{name} is null in {config}, and would stay {defaults[name]!r}, its default: give a value, or leave "
+                "the line out"
+            )
+    return field_words(values)
 
 
 def field_words(values: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """A Trainer with two models: the student that learns, and the teacher that follows it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from dim_hf.hub.statements import Statements
 from dim_hf.losses import resize_logits, supervised_loss
 from dim_hf.metrics.cases import check_structures
 from dim_hf.metrics.report import mean_of_defined
-from dim_hf.metrics.trainer_metrics import build_compute_metrics, class_structures
+from dim_hf.metrics.trainer_metrics import LOGGED_METRICS, build_compute_metrics, class_structures
 from dim_hf.trainer.callbacks import DimProgressCallback
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.meters import Meters
@@ -28,6 +28,7 @@ from dim_hf.trainer.resumable_trainer import ResumableTrainer
 
 TEACHER_FOLDER = "teacher"
 SUMMARY_FILE = "dim_training.json"
+_OWN = frozenset({"compute_metrics", "compute_loss_func", "data_collator", "preprocess_logits_for_metrics"})
 
 
 class TeacherStudentTrainer(ResumableTrainer):
@@ -68,8 +69,14 @@ class TeacherStudentTrainer(ResumableTrainer):
         if getattr(model, "auxiliary_head", None) is not None:
             # Its loss is no part of the objective, and DDP would wait for its gradients.
             model.auxiliary_head.requires_grad_(False)
+        if own := sorted(_OWN & set(kwargs)):
+            raise ValueError(f"{own[0]} is this trainer's own, made from its arguments and `structures`: leave it out")
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
             eval_dataset = {"validation": eval_dataset}
+        for domain, dataset in (eval_dataset or {}).items():
+            _check_scored(domain, dataset)
+        if args.load_best_model_at_end:
+            _check_metric(args.metric_for_best_model, list(eval_dataset or {}), self.structures)
         if args.channels_last:
             _to_channels_last(model)
         super().__init__(
@@ -176,7 +183,7 @@ class TeacherStudentTrainer(ResumableTrainer):
         was_training = network.training
         network.eval()
         with self.accelerator.autocast():
-            logits = network(pixel_values=inputs["pixel_values"].to(self.model.dtype)).logits
+            logits = network(pixel_values=inputs["pixel_values"].to(network.dtype)).logits
         network.train(was_training)
         labels = inputs.get("labels")
         logits = resize_logits(logits, inputs["pixel_values"].shape[2:])
@@ -330,6 +337,26 @@ def _check_structures(structures: Mapping[str, list[int]], num_labels: int) -> N
             raise ValueError(
                 f"structure {name!r} has the class {max(classes)}, but the classes are 0..{num_labels - 1}"
             )
+
+
+def _check_scored(domain: str, dataset: Dataset) -> None:
+    """Refuse images that no score can be counted from, before a step is taken."""
+    if not len(dataset):
+        raise ValueError(f'eval_dataset {domain!r} has no images: leave it out, with eval_strategy="no" if it is all')
+    if "labels" not in dataset[0]:
+        raise ValueError(f"eval_dataset {domain!r} has no labels to be scored by: give its images masks")
+
+
+def _check_metric(name: str | None, domains: Sequence[str], structures: Mapping[str, list[int]]) -> None:
+    """Refuse to choose the checkpoint by what `evaluate` will not give."""
+    scores = ["loss", *LOGGED_METRICS, *(f"{part}_{metric}" for part in structures for metric in LOGGED_METRICS)]
+    scores += [f"{network}_{score}" for network in ("student", "teacher") for score in scores]
+    known = ["mean_dice", *(f"{domain}_{score}" for domain in domains for score in scores)]
+    if (name or "").removeprefix("eval_") not in known:
+        raise ValueError(
+            f"metric_for_best_model is {name!r}, which no validation gives: choose mean_dice, or a domain and a "
+            f"score, such as {domains[0] if domains else 'hospital_1'}_dice"
+        )
 
 
 def _to_channels_last(model: nn.Module) -> None:
