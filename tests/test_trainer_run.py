@@ -304,6 +304,8 @@ def test_bad_arguments_are_refused_by_name(tmp_path, arguments, message):
 )
 def test_the_better_checkpoint_has_the_larger_dice_or_the_smaller_distance(tmp_path, metric, larger):
     assert tiny_arguments(tmp_path, metric_for_best_model=metric).greater_is_better is larger
+    usual = tiny_arguments(tmp_path, load_best_model_at_end=True, **EVALUATED)
+    assert (usual.metric_for_best_model, usual.greater_is_better) == ("mean_dice", True)
 
 
 @pytest.mark.parametrize("metric", ["a_hd95", "eval_a_loss", "a_class 1_dice", "a_student_dice", "b_dice", "loss"])

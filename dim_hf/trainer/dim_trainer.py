@@ -80,8 +80,8 @@ class DimTrainer(TeacherStudentTrainer):
         unlabeled_dataset: map-style, items `pixel_values`; may be None where no term uses it.
         **kwargs: `eval_dataset` (labeled datasets by domain for validation; never the test sets,
             since the best checkpoint is chosen on them), `processing_class` (the image processor,
-            saved beside the model), `structures` (what is scored, name → class ids), and whatever
-            else `transformers.Trainer` takes.
+            saved beside the model), `structures` (what is scored, name → class ids), and what
+            else `transformers.Trainer` takes, but what is made here: metrics, loss and collator.
 
     Raises:
         ValueError: for a missing or too small dataset, or weights shorter than float32; or as `check_launch`.

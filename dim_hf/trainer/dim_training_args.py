@@ -58,7 +58,8 @@ class DimTrainingArguments(TrainingArguments):
     Arguments of transformers with other defaults here: `learning_rate` 1e-3 and `weight_decay`
     1e-4 (a network trained from scratch), `lr_scheduler_type` "polynomial" with power 0.9 (the
     field's decay), `logging_steps` 25, `remove_unused_columns`,
-    `ddp_find_unused_parameters` and `ddp_broadcast_buffers` False. `per_device_train_batch_size`
+    `ddp_find_unused_parameters` and `ddp_broadcast_buffers` False, `metric_for_best_model`
+    "mean_dice" where the best checkpoint is asked for. `per_device_train_batch_size`
     follows from the two batch sizes and must not be given.
 
     Raises:
@@ -232,7 +233,9 @@ class DimTrainingArguments(TrainingArguments):
             raise ValueError("fp16 needs a GPU: on a CPU it would silently be float32; use bf16 or neither")
 
     def _set_direction(self) -> None:
-        """Transformers takes a larger score for the better one unless its name ends in "loss"."""
+        """Transformers would choose by "loss", and take a larger score for the better one unless it is called so."""
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "mean_dice"
         metric = self.metric_for_best_model
         if metric is None:
             return
