@@ -34,7 +34,7 @@ from dim_hf.trainer.job_arguments import (
     ModelArguments,
 )
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
-from dim_hf.trainer.job_identity import CUTS_OF_A_STEP, JOB_FILE, job_as_json, refuse_other_job
+from dim_hf.trainer.job_identity import CUTS_OF_A_STEP, job_as_json, refuse_other_job, write_job
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
 from dim_hf.trainer.job_scores import score_test_sets, training_cost, validation_scores
 from dim_hf.trainer.job_statistics import write_site_statistics
@@ -270,7 +270,7 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
             raise ValueError(f"max_steps is {job.training.max_steps}, but {checkpoint} is beyond it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # written last: its presence says that the run is complete
-    (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n", encoding="utf-8")
+    write_job(folder, job)
 
 
 def _processor_of(job: Job, source: Source) -> Any:
