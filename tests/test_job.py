@@ -172,7 +172,7 @@ def test_ablations_turn_parts_off():
         "teacher-student-sam",
         "dim",
     ]
-    off = {"consistency_weight": 0.0, "divergence_weight": 0.0, "rho": 0.0}
+    off = {"consistency_weight": 0.0, "teacher_flips": False, "divergence_weight": 0.0, "rho": 0.0}
     assert ablation_overrides("supervised") == off
     assert ablation_overrides("supervised-strong") == off | {"weak_view_ratio": 0.0, "teacher_buffers": "averaged"}
     assert ablation_overrides("dim") == {}
