@@ -97,14 +97,18 @@ class Tuner:
 
     def run(self) -> Iterator[Path]:
         """Each start and variant with each labeled domain; yields its file."""
-        self.results.mkdir(parents=True, exist_ok=True)
-        for start, changes in self.said["starts"].items():
-            for labeled in self.said["labeled_domains"]:
-                yield self._file(labeled, start, STAGE1, changes)
+        labeled_domains = self.said["labeled_domains"]
+        planned = [(start, STAGE1, changes) for start, changes in self.said["starts"].items()]
         for variant, fields in self.said["variants"].items():
-            start, changes = fields.get("start"), {n: value for n, value in fields.items() if n != "start"}
-            for labeled in self.said["labeled_domains"]:
-                yield self._file(labeled, start or next(iter(self.said["starts"])), variant, changes)
+            changes = {name: value for name, value in fields.items() if name != "start"}
+            planned.append((fields.get("start") or next(iter(self.said["starts"])), variant, changes))
+        for each in planned:  # a fault in the last one would else be found after the others were trained
+            for labeled in labeled_domains:
+                self.job(labeled, *each)
+        self.results.mkdir(parents=True, exist_ok=True)
+        for each in planned:
+            for labeled in labeled_domains:
+                yield self._file(labeled, *each)
 
     def _file(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Path:
         from dim_hf.trainer.study import described

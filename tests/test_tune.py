@@ -156,6 +156,13 @@ def test_every_job_of_the_shipped_files_is_one(tmp_path, file):
         assert tuner.job("drishti", start, variant, changes).model.model_name_or_path.endswith("stage1")
 
 
+def test_faults_of_a_variant_are_found_before_its_start_is_trained(tmp_path):
+    words = write_tuning(tmp_path, variants={"dim": {"rhoo": 0.1}})
+    refused = CliRunner().invoke(EXAMPLE["main"], words)
+    assert "unknown field '--rhoo'" in refused.output
+    assert not (tmp_path / "runs").exists()
+
+
 def test_images_that_are_not_there_are_named_before_the_training(tmp_path):
     write_images(tmp_path / "data", columns(images=16))
     said = EXAMPLE["read_tuning"](SHIPPED) | {"tuning_images": [90, 95], "tuning_domains": ["camera_b"]}

@@ -42,6 +42,8 @@ from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.preflight import run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
 from dim_hf.trainer.resumable_trainer import LAST
+from dim_hf.trainer.streams import make_batch_sampler
+from dim_hf.trainer.views import ViewMaker
 
 
 @dataclass(frozen=True)
@@ -158,11 +160,7 @@ def make_trainer(
     """
     check_launch(job.training)  # before the files are checked
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
-    source = job_source(job.data)
-    check_names(set(source.rows["domain"]), source.description.structures)
-    processor = _processor_of(job, source)
-    if not isinstance(processor, DimImageProcessor) and isinstance(source.rows.features["image"], datasets.Image):
-        source = replace(source, rows=_as_rgb(source.rows))
+    source, processor = _source_and_processor(job)
     _check_files(source, job.training)
     split = split_source(source, job.data)
     set_seed(job.training.seed)
@@ -189,6 +187,34 @@ def make_trainer(
         structures=source.description.structures,
     )
     return trainer, test, split
+
+
+def check_job(job: Job) -> None:
+    """Refuse what `make_trainer` would refuse, faults of files and weights aside.
+
+    Args:
+        job: of a run that starts from a network that is still to be trained; it names none, or what that one starts
+            from.
+
+    Raises:
+        ValueError: for what the data cannot give, or images that do not fit the objective or the views.
+    """
+    source, processor = _source_and_processor(job)
+    split = split_source(source, job.data)
+    _check_processing(source.rows, processor, job)
+    parts = [SegmentationDataset(rows, processor, cache_bytes=0) for rows in (split.labeled, split.unlabeled)]
+    make_batch_sampler(job.training, *parts)
+    ViewMaker.from_arguments(job.training, getattr(processor, "num_channels", 3), source.description.structures)
+
+
+def _source_and_processor(job: Job) -> tuple[Source, Any]:
+    """What a job reads, and what brings it to the network's input."""
+    source = job_source(job.data)
+    check_names(set(source.rows["domain"]), source.description.structures)
+    processor = _processor_of(job, source)
+    if not isinstance(processor, DimImageProcessor) and isinstance(source.rows.features["image"], datasets.Image):
+        source = replace(source, rows=_as_rgb(source.rows))
+    return source, processor
 
 
 def _check_files(source: Source, training: JobTrainingArguments) -> None:
