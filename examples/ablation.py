@@ -31,7 +31,8 @@ def main(config: str, settings: str, seeds: int, output_dir: str, overrides: tup
 
     folder = Path(output_dir)
     with user_errors():
-        outcomes = run_settings([*config_words(config), *overrides], settings.split(","), range(seeds), folder)
+        names = [name.strip() for name in settings.split(",")]
+        outcomes = run_settings([*config_words(config), *overrides], names, range(seeds), folder)
     text = "\n".join([format_summary(outcomes), format_summary(outcomes, "hd95", factor=1.0)])
     (folder / "summary.md").write_text(text, encoding="utf-8")
     write_summary(outcomes, folder / "summary.csv")

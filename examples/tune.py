@@ -5,7 +5,8 @@ python examples/tune.py run examples/configs/tuning-fundus-64.yaml --runs runs/t
 python examples/tune.py table examples/results/tuning-64
 
 Tuning images are training images of domains that have no labels in the run: the training sees them without labels,
-like all others of the pool. The file names them; what is finished is passed over.
+like all others of the pool. The file names them; what is finished is passed over. Another tuning takes another
+--runs folder: one that holds networks of other settings is refused.
 """
 
 import json
@@ -19,6 +20,7 @@ import yaml
 from dim_hf.cli.errors import user_errors
 
 STAGE1 = "stage1"
+NETWORK_FILE = "config.json"  # beside the weights of every network
 _RESULT_KEYS = {"labels", "start", "variant", "tuning_dice", "validation_dice"}
 _KEYS = {"stage1", "stage2", "both", "labeled_domains", "tuning_domains", "tuning_images", "starts", "variants"}
 
@@ -60,6 +62,23 @@ def tuning_places(columns: Mapping[str, list], domain: str, first: int, last: in
     return [index for _, index in sorted(found)]
 
 
+def refuse_other_run(folder: Path, job: Any) -> None:
+    """Refuse the folder of a run that is not known to be of this job; where the network came from may have moved.
+
+    Raises:
+        ValueError: naming the field that differs, or that nothing says how the network was trained.
+    """
+    from dim_hf.trainer.job_identity import JOB_FILE, refuse_other_job
+
+    option = "--runs folder, and another --results folder to train its starts there"
+    if (folder / NETWORK_FILE).exists() and not (folder / JOB_FILE).exists():
+        raise ValueError(
+            f"{folder} holds a network, but no {JOB_FILE} that says of which settings: choose another {option}"
+        )
+    # The path of a start follows from --runs, and `_refuse_other_start` looks into it.
+    refuse_other_job(folder, job, but=("model_name_or_path",) if folder.name != STAGE1 else (), option=option)
+
+
 class Tuner:
     """Trains what is missing, and scores it.
 
@@ -78,14 +97,18 @@ class Tuner:
 
     def run(self) -> Iterator[Path]:
         """Each start and variant with each labeled domain; yields its file."""
-        self.results.mkdir(parents=True, exist_ok=True)
-        for start, changes in self.said["starts"].items():
-            for labeled in self.said["labeled_domains"]:
-                yield self._file(labeled, start, STAGE1, changes)
+        labeled_domains = self.said["labeled_domains"]
+        planned = [(start, STAGE1, changes) for start, changes in self.said["starts"].items()]
         for variant, fields in self.said["variants"].items():
-            start, changes = fields.get("start"), {n: value for n, value in fields.items() if n != "start"}
-            for labeled in self.said["labeled_domains"]:
-                yield self._file(labeled, start or next(iter(self.said["starts"])), variant, changes)
+            changes = {name: value for name, value in fields.items() if name != "start"}
+            planned.append((fields.get("start") or next(iter(self.said["starts"])), variant, changes))
+        for each in planned:  # a fault in the last one would else be found after the others were trained
+            for labeled in labeled_domains:
+                self.job(labeled, *each)
+        self.results.mkdir(parents=True, exist_ok=True)
+        for each in planned:
+            for labeled in labeled_domains:
+                yield self._file(labeled, *each)
 
     def _file(self, labeled: str, start: str, variant: str, changes: Mapping[str, Any]) -> Path:
         from dim_hf.trainer.study import described
@@ -97,8 +120,10 @@ class Tuner:
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
             if found["settings"] != record["settings"]:
-                raise ValueError(f"{file} was made with other settings: choose another --results folder")
+                raise ValueError(f"{file} was made with other settings: choose other --results and --runs folders")
             return file
+        if variant != STAGE1:
+            self._refuse_other_start(labeled, start)
         record |= self._train_and_score(job)
         write_text(file, json.dumps(record, indent=1) + "\n")
         return file
@@ -115,12 +140,28 @@ class Tuner:
         words = [*stage_words(stage, self.said["both"], self.configs), *field_words(changes), *field_words(places)]
         return job_with([*words, "--save_strategy", "no", *self.overrides])
 
+    def _refuse_other_start(self, labeled: str, start: str) -> None:
+        """A variant goes on from the network of this tuning's start, not from what another one left in its place."""
+        job = self.job(labeled, start, STAGE1, self.said["starts"][start])
+        folder = Path(job.training.output_dir)
+        if not (folder / NETWORK_FILE).exists():
+            raise ValueError(
+                f"{folder} holds no network to start from: give the --runs folder in which it was trained, or choose "
+                "another --results folder to train it again"
+            )
+        refuse_other_run(folder, job)
+
     def _train_and_score(self, job: Any) -> dict[str, Any]:
         from dim_hf.trainer.job import make_trainer
+        from dim_hf.trainer.job_identity import write_job
         from dim_hf.trainer.study import git_revision
 
+        folder = Path(job.training.output_dir)
+        refuse_other_run(folder, job)
         images = self._tuning_images(job)
         trainer, _, _ = make_trainer(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_job(folder, job)  # before the training, so that no network lies there without it
         trained = trainer.train()
         trainer.save_model()
         return self._scores(trainer, images) | {

@@ -94,6 +94,19 @@ def test_both_runs_must_see_the_same_images(files, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labeled_batch_size", "50"], "labeled_batch_size is 50, but there are only 4 labeled images"),
+        (["--divergence_estimator", "regional", "--divergence_grid_size", "33"], "fewer than divergence_grid_size=33"),
+    ],
+)
+def test_what_the_second_run_would_be_refused_for_is_found_before_the_first(files, tmp_path, words, message):
+    with pytest.raises(ValueError, match=message):
+        job_from_start(*files, [*words, "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
 def test_faults_of_the_first_file_name_it(files, tmp_path):
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(BOTH | STAGE1 | {"max_steps": "many"}))
     with pytest.raises(ValueError, match=r"first\.yaml"):

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from dim_hf.cli import main
+from dim_hf.divergences import F_DIVERGENCES
 from dim_hf.metrics.report import read_cases_csv
 from dim_hf.trainer.ablations import ABLATIONS, ablation_overrides
 from dim_hf.trainer.comparison import SETTINGS, format_summary, run_settings, setting_job, summarize
@@ -111,6 +112,21 @@ def test_fields_are_listed_with_their_meaning():
     text = describe_fields()
     assert "--rho (default" in text
     assert "--num_labeled (default 20)" in text
+
+
+def test_fields_are_listed_with_their_legal_values():
+    lines = {line.split()[0]: line for line in describe_fields().splitlines() if line.startswith("  --")}
+    assert "(default jensen_shannon; one of kl, reverse_kl, " in lines["--f_divergence"]
+    assert all(name in lines["--f_divergence"] for name in F_DIVERGENCES)
+    assert "(default total; one of total, supervised, divergence)" in lines["--ascent_objective"]
+    for field, legal in (
+        ("teacher_buffers", "averaged, copied"),
+        ("scored_model", "teacher, student"),
+        ("strong_view", "auto, color, mri, microscopy"),
+        ("labeled_view", "weak, strong"),
+        ("select", "validation, last, test-legacy"),
+    ):
+        assert f"; one of {legal})" in lines[f"--{field}"]
 
 
 def test_job_leaves_model_scores_and_figures(tmp_path):

@@ -98,6 +98,20 @@ def test_faulty_studies_are_refused(tmp_path, changes, message):
         load_study(write_study(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage2": STAGE2 | {"rhoo": 0.1}}, "unknown field '--rhoo'"),
+        ({"share_adaptation": [0.5, 1.5]}, "share_adaptation must be between 0 and 1 and finite, got 1.5"),
+    ],
+)
+def test_faults_of_the_second_stage_are_found_before_the_first_is_trained(tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr("dim_hf.trainer.study.finish_job", lambda *_, **__: pytest.fail("trained"))
+    runner = StudyRunner(load_study(write_study(tmp_path, **changes)), tmp_path / "runs", tmp_path / "results", "abc")
+    with pytest.raises(ValueError, match=message):
+        list(runner.run())
+
+
 def test_all_of_a_seed_comes_before_the_next_one():
     study = Study("s", (), (), ("a", "b"), ("dim", "upper-bound"), (3, 4))
     order = [(cell.seed, cell.row, cell.labeled_domain) for cell in cells(study)]

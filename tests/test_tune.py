@@ -23,8 +23,9 @@ def test_places_of_tuning_images():
     assert {table["split"][index] for index in found} == {"train"}
 
 
-def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
-    write_images(tmp_path / "data", columns(images=16))
+def write_tuning(folder, **changes):
+    """A tuning file of one step a stage, its images beside it, and the words that run it."""
+    write_images(folder / "data", columns(images=16))
     said = {
         "stage1": STAGE1 | {"max_steps": 1},
         "stage2": STAGE2 | {"max_steps": 1},
@@ -35,9 +36,13 @@ def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
         "starts": {"plain": {}, "range": {"intensity": "range"}},
         "variants": {"dim": {}, "dim-after-range": {"start": "range"}},
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(said))
-    words = ["run", tmp_path / "tiny.yaml", "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    words = [*map(str, words), "--dataset", str(tmp_path / "data")]
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(said | changes))
+    words = ["run", folder / "tiny.yaml", "--runs", folder / "runs", "--results", folder / "results"]
+    return [*map(str, words), "--dataset", str(folder / "data")]
+
+
+def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
+    words = write_tuning(tmp_path)
     done = CliRunner().invoke(EXAMPLE["main"], words)
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "results" / "camera_a-range-dim-after-range.json").read_text())
@@ -57,6 +62,50 @@ def test_starts_and_variants_are_trained_once_and_tabulated(tmp_path):
     printed = CliRunner().invoke(EXAMPLE["main"], ["table", str(tmp_path / "results")])
     mean = record["tuning_dice"]["mean of sites"]["all structures"]
     assert f"| range | dim-after-range | {mean:.2f} |" in printed.output
+
+
+def test_no_variant_starts_from_another_tunings_network(tmp_path):
+    one = {"labeled_domains": ["camera_a"], "starts": {"plain": {}}}
+    words = write_tuning(tmp_path, **one, variants={})
+    assert CliRunner().invoke(EXAMPLE["main"], words).exit_code == 0
+    start, network = tmp_path / "runs" / "camera_a" / "plain" / "stage1", "model.safetensors"
+    before = (start / network).read_bytes()
+
+    # Other settings and another --results folder, as the message of the first refusal says, but the same --runs.
+    others = [*words, "--results", str(tmp_path / "others"), "--weight_decay", "0.5"]
+    refused = CliRunner().invoke(EXAMPLE["main"], others)
+    assert "was run with weight_decay=0.0001, now it is 0.5: choose another --runs" in refused.output
+    assert (start / network).read_bytes() == before
+
+    # The network of other settings lies where the variant looks for its start.
+    assert CliRunner().invoke(EXAMPLE["main"], [*others, "--runs", str(tmp_path / "elsewhere")]).exit_code == 0
+    (start / "job.json").write_bytes(
+        (tmp_path / "elsewhere" / start.relative_to(tmp_path / "runs") / "job.json").read_bytes()
+    )
+    write_tuning(tmp_path, **one, variants={"dim": {}})
+    for spoil, message in (
+        (lambda: None, "was run with weight_decay=0.5, now it is 0.0001: choose another --runs"),
+        (
+            (start / "job.json").unlink,
+            "holds a network, but no job.json that says of which settings: choose another --runs",
+        ),
+        ((start / "config.json").unlink, "holds no network to start from"),
+    ):
+        spoil()
+        refused = CliRunner().invoke(EXAMPLE["main"], words)
+        assert refused.exit_code == 1
+        assert message in " ".join(refused.output.split())
+        assert not (tmp_path / "runs" / "camera_a" / "plain" / "dim").exists()
+
+
+def test_a_network_of_unknown_settings_is_not_overwritten(tmp_path):
+    words = write_tuning(tmp_path, labeled_domains=["camera_a"], starts={"plain": {}}, variants={})
+    start = tmp_path / "runs" / "camera_a" / "plain" / "stage1"
+    start.mkdir(parents=True)
+    (start / "config.json").write_text("{}")
+    refused = CliRunner().invoke(EXAMPLE["main"], words)
+    assert "holds a network, but no job.json" in refused.output
+    assert [path.name for path in start.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +154,13 @@ def test_every_job_of_the_shipped_files_is_one(tmp_path, file):
         changes = {name: value for name, value in fields.items() if name != "start"}
         start = fields.get("start", next(iter(said["starts"])))
         assert tuner.job("drishti", start, variant, changes).model.model_name_or_path.endswith("stage1")
+
+
+def test_faults_of_a_variant_are_found_before_its_start_is_trained(tmp_path):
+    words = write_tuning(tmp_path, variants={"dim": {"rhoo": 0.1}})
+    refused = CliRunner().invoke(EXAMPLE["main"], words)
+    assert "unknown field '--rhoo'" in refused.output
+    assert not (tmp_path / "runs").exists()
 
 
 def test_images_that_are_not_there_are_named_before_the_training(tmp_path):

@@ -19,7 +19,7 @@ from dim_hf.cli.json_text import echo_json
     help="YAML file of a run that is trained first, in start/ of the output folder, and whose network this one starts "
     "from. Fields that follow count for both where they are about data, network or machine, else for this run.",
 )
-@click.option("--fields", is_flag=True, help="List every field with its default and leave.")
+@click.option("--fields", is_flag=True, help="List every field with its default and its legal values, and leave.")
 @click.option("--dry_run", is_flag=True, help="Take a few steps, print what the run will take, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report of a dry run as one JSON object.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)

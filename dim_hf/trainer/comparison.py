@@ -49,7 +49,7 @@ def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> 
     A setting without unlabeled images gets that many more labeled ones in each step, but no more than
     there are labels: with fewer labels than images a step it sees fewer images, and the caption of
     `format_summary` says how many. `upper-bound` is `supervised` with every training image of every
-    domain labeled.
+    domain labeled. A perturbation that climbs the divergence climbs the whole loss where there is no divergence.
 
     Args:
         words: fields of the full method, as `config_words` gives them.
@@ -64,6 +64,8 @@ def setting_job(words: Sequence[str], setting: str, seed: int, folder: Path) -> 
         raise ValueError(f"unknown setting {setting!r}: choose from {', '.join(SETTINGS)}")
     base = job_with(words)
     changes: dict[str, Any] = ablation_overrides("supervised" if setting == UPPER_BOUND else setting)
+    if base.training.ascent_objective == "divergence" and "divergence_weight" in changes and "rho" not in changes:
+        changes["ascent_objective"] = "total"
     changes |= {"seed": seed, "output_dir": str(folder), "resume_from_checkpoint": "last"}
     if setting == UPPER_BOUND:
         changes["num_labeled"] = ALL_LABELED
@@ -79,7 +81,13 @@ def run_settings(words: Sequence[str], settings: Iterable[str], seeds: Iterable[
     """Run each setting with each seed, going on where an earlier call was interrupted.
 
     A finished run is read back, not repeated; an unfinished one goes on from its last checkpoint.
+
+    Raises:
+        ValueError: as `setting_job`, before anything is trained; or as `finish_job`.
     """
+    settings = list(settings)
+    for setting in settings:  # a fault in the last one would else be found after the others were trained
+        setting_job(words, setting, 0, folder)
     outcomes = []
     for seed in seeds:
         for setting in settings:

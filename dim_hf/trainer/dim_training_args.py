@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from dim_hf.divergences import ESTIMATORS, get_f_divergence
+from dim_hf.divergences import ESTIMATORS, F_DIVERGENCES, get_f_divergence
 from dim_hf.ema import TEACHER_BUFFERS
 from dim_hf.sharpness import ASCENT_OBJECTIVES
 
@@ -99,9 +99,10 @@ class DimTrainingArguments(TrainingArguments):
         0.4,
         "Share of all steps, in [0, 1], over which w(t) = exp(-5 (1 - r')²) rises to 1 (arXiv 1610.02242).",
     )
-    f_divergence: str = field(
-        default="jensen_shannon",
-        metadata={"help": "f of D_f(P‖Q), P from the logits of labeled images, Q from unlabeled ones."},
+    f_divergence: str = _choice(
+        "jensen_shannon",
+        tuple(F_DIVERGENCES),
+        "f of D_f(P‖Q), P from the logits of labeled images, Q from unlabeled ones.",
     )
     divergence_alpha: float | None = field(
         default=None, metadata={"help": 'α ∉ {0, 1} of f_divergence="alpha"; 0.5 when not given.'}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from dim_hf.metrics.case_files import read_cases_csv
 from dim_hf.metrics.cases import CaseResult
-from dim_hf.trainer.job import job_source, run_job, split_source
+from dim_hf.trainer.job import check_job, run_job
 from dim_hf.trainer.job_arguments import DataArguments, Job, ModelArguments, field_words, parse_job
 from dim_hf.trainer.job_identity import CUTS_OF_A_STEP, START_FOLDER, refuse_other_job
 from dim_hf.trainer.job_report import RESULTS_FILE
@@ -74,7 +74,7 @@ def job_from_start(config: str | Path | None, start: str | Path, overrides: Sequ
     own = field_words({"output_dir": str(folder), "resume_from_checkpoint": "last"})
     first = parse_job(start, [*_words_of(overrides, (*shared, *_OF_THE_MACHINE)), *own])
     _refuse_other_data(first.data, job.data, start)
-    split_source(job_source(job.data), job.data)  # what the second job would be refused for, before the first is run
+    check_job(replace(job, model=first.model))  # before the first is run, and not after it
     finished = (folder / RESULTS_FILE).exists()
     finish_job(first, but=() if finished else CUTS_OF_A_STEP)
     return parse_job(config, [*overrides, "--model_name_or_path", str(folder)])

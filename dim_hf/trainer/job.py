@@ -41,7 +41,7 @@ from dim_hf.trainer.job_arguments import (
     ModelArguments,
 )
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
-from dim_hf.trainer.job_identity import CUTS_OF_A_STEP, JOB_FILE, job_as_json, refuse_other_job
+from dim_hf.trainer.job_identity import CUTS_OF_A_STEP, job_as_json, refuse_other_job, write_job
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
 from dim_hf.trainer.job_scores import score_test_sets, training_cost, validation_scores
 from dim_hf.trainer.job_statistics import write_site_statistics
@@ -49,6 +49,8 @@ from dim_hf.trainer.launch import check_launch
 from dim_hf.trainer.preflight import run_dry
 from dim_hf.trainer.preflight_report import PreflightReport
 from dim_hf.trainer.resumable_trainer import LAST
+from dim_hf.trainer.streams import make_batch_sampler
+from dim_hf.trainer.views import ViewMaker
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,7 @@ def make_trainer(
     """
     check_launch(job.training)  # before the files are checked
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
-    source = job_source(job.data)
-    check_names(set(source.rows["domain"]), source.description.structures)
-    processor = _processor_of(job, source)
-    if not isinstance(processor, DimImageProcessor) and isinstance(source.rows.features["image"], datasets.Image):
-        source = replace(source, rows=_as_rgb(source.rows))
+    source, processor = _source_and_processor(job)
     _check_files(source, job.training)
     split = split_source(source, job.data)
     set_seed(job.training.seed)
@@ -217,6 +215,34 @@ def make_trainer(
         structures=source.description.structures,
     )
     return trainer, test, split
+
+
+def check_job(job: Job) -> None:
+    """Refuse what `make_trainer` would refuse, faults of files and weights aside.
+
+    Args:
+        job: of a run that starts from a network that is still to be trained; it names none, or what that one starts
+            from.
+
+    Raises:
+        ValueError: for what the data cannot give, or images that do not fit the objective or the views.
+    """
+    source, processor = _source_and_processor(job)
+    split = split_source(source, job.data)
+    _check_processing(source.rows, processor, job)
+    parts = [SegmentationDataset(rows, processor, cache_bytes=0) for rows in (split.labeled, split.unlabeled)]
+    make_batch_sampler(job.training, *parts)
+    ViewMaker.from_arguments(job.training, getattr(processor, "num_channels", 3), source.description.structures)
+
+
+def _source_and_processor(job: Job) -> tuple[Source, Any]:
+    """What a job reads, and what brings it to the network's input."""
+    source = job_source(job.data)
+    check_names(set(source.rows["domain"]), source.description.structures)
+    processor = _processor_of(job, source)
+    if not isinstance(processor, DimImageProcessor) and isinstance(source.rows.features["image"], datasets.Image):
+        source = replace(source, rows=_as_rgb(source.rows))
+    return source, processor
 
 
 def _check_files(source: Source, training: JobTrainingArguments) -> None:
@@ -300,7 +326,7 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
             raise ValueError(f"max_steps is {job.training.max_steps}, but {checkpoint} is beyond it")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESULTS_FILE).unlink(missing_ok=True)  # written last: its presence says that the run is complete
-    (folder / JOB_FILE).write_text(json.dumps(job_as_json(job), indent=2, default=str) + "\n", encoding="utf-8")
+    write_job(folder, job)
 
 
 def _processor_of(job: Job, source: Source) -> Any:

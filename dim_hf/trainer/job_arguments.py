@@ -106,7 +106,7 @@ class JobTrainingArguments(DimTrainingArguments):
 
     output_dir: str | None = field(default="runs/dim", metadata={"help": "Folder of the run."})
     max_steps: int = field(default=1500, metadata={"help": "Optimizer steps."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When validation is scored."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When validation is scored: no, steps or epoch."})
     eval_steps: float | None = field(default=250, metadata={"help": "Optimizer steps between validations."})
     save_steps: float = field(default=250, metadata={"help": "Optimizer steps between checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept: the newest and the best."})
@@ -202,12 +202,14 @@ def field_words(values: Mapping[str, Any]) -> list[str]:
 
 
 def describe_fields() -> str:
-    """One line for each field of a job: name, default, meaning."""
+    """One line for each field of a job: name, default, legal values where it is one of a few, meaning."""
     lines = []
     for part in _PARTS:
         lines.append(f"{part.__name__}:")
         own = [f for f in fields(part) if part is not JobTrainingArguments or f.name in _documented_training_fields()]
-        lines += [f"  --{f.name} (default {_default_of(f)}): {f.metadata.get('help', '')}" for f in own]
+        lines += [
+            f"  --{f.name} (default {_default_of(f)}{_choices_of(f)}): {f.metadata.get('help', '')}" for f in own
+        ]
     lines.append("and every argument of transformers.TrainingArguments.")
     return "\n".join(lines)
 
@@ -218,6 +220,11 @@ def _documented_training_fields() -> set[str]:
 
 def _default_of(item: Any) -> Any:
     return item.default_factory() if item.default is MISSING else item.default
+
+
+def _choices_of(item: Any) -> str:
+    choices = item.metadata.get("choices")
+    return f"; one of {', '.join(choices)}" if choices else ""
 
 
 def _parse(words: Sequence[str], origin: str | Path | None = None) -> Job:

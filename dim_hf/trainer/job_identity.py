@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dim_hf.trainer.job_arguments import DataArguments, Job, JobTrainingArguments, ModelArguments
+from dim_hf.whole_files import write_text
 
 JOB_FILE = "job.json"
 START_FOLDER = "start"  # of a run that another one goes on from, in the folder of that one
@@ -30,6 +31,11 @@ def job_as_json(job: Job) -> dict[str, Any]:
     return {"data": vars(job.data), "model": vars(job.model), "training": job.training.to_sanitized_dict()}
 
 
+def write_job(folder: Path, job: Job) -> None:
+    """State in the folder of a run which job it is of."""
+    write_text(folder / JOB_FILE, json.dumps(job_as_json(job), indent=2, default=str) + "\n")
+
+
 def relevant_fields(job: Job) -> dict[str, dict[str, Any]]:
     """What tells one experiment from another, part by part, as a JSON file would give it back."""
     parts = json.loads(json.dumps(job_as_json(job), default=str))
@@ -39,27 +45,26 @@ def relevant_fields(job: Job) -> dict[str, dict[str, Any]]:
     }
 
 
-def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = ()) -> None:
+def refuse_other_job(folder: Path, job: Job, *, but: tuple[str, ...] = (), option: str = "--output_dir") -> None:
     """A run that is there, finished or not, may only stand for the job that is asked for.
 
     Args:
         folder: of the run; one without `job.json` is new.
         job: what is asked for.
         but: further fields that may differ.
+        option: of the command, by which another folder is chosen.
 
     Raises:
         ValueError: naming the first field that differs, and both values.
     """
     if not (folder / JOB_FILE).exists():
         return
-    found = _read_job(folder / JOB_FILE)
+    found = _read_job(folder / JOB_FILE, option)
     for part, fields in relevant_fields(job).items():
         for name, value in fields.items():
             was = found[part][name] if name in found[part] else _default(part, name)
             if was != value and not name.startswith(but) and not _is_own_start(folder, name, was, value):
-                raise ValueError(
-                    f"{folder} was run with {name}={was!r}, now it is {value!r}: choose another --output_dir"
-                )
+                raise ValueError(f"{folder} was run with {name}={was!r}, now it is {value!r}: choose another {option}")
 
 
 def _default(part: str, name: str) -> Any:
@@ -70,13 +75,13 @@ def _default(part: str, name: str) -> Any:
     return own.default if own.default_factory is MISSING else own.default_factory()
 
 
-def _read_job(file: Path) -> dict[str, dict[str, Any]]:
+def _read_job(file: Path, option: str) -> dict[str, dict[str, Any]]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict) or not all(isinstance(found.get(part), dict) for part in _JOB_PARTS):
             raise ValueError(f"it must hold {', '.join(_JOB_PARTS)}")
     except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}): choose another --output_dir") from error
+        raise ValueError(f"{file} cannot be read ({error}): choose another {option}") from error
     return found
 
 

@@ -7,12 +7,13 @@ published, and `dim_hf.trainer.study_table` makes the table of them.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ ROWS = (STAGE1, *ABLATIONS, UNADAPTED, UPPER_BOUND)
 supervision by the labels of all domains."""
 
 ALL_DOMAINS = "all"
+_REFERENCE = "teacher-student"  # the row by which a strength of `share_adaptation` is chosen
 # Where something lies, on this machine; the data set is known by the hashes of the split.
 _PLACES = ("dataset", "model_name_or_path")
 # What follows from the machine where it is not said; the results state the precision beside the settings.
@@ -177,6 +179,7 @@ class StudyRunner:
         Raises:
             ValueError: for any fault in data or arguments, or where a file or a run is of another job.
         """
+        self._check_jobs()
         self.results.mkdir(parents=True, exist_ok=True)
         for cell in cells(self.study):
             file = self.results / cell.file_name
@@ -186,6 +189,18 @@ class StudyRunner:
                 text = json.dumps(self._record(cell), indent=1, allow_nan=False)
                 write_text(file, _flat_lists(text) + "\n")
             yield cell, file
+
+    def _check_jobs(self) -> None:
+        """Make the jobs of each row once, so that a fault in the last one is found before the first is trained."""
+        firsts = {cell.row: cell for cell in reversed(list(cells(self.study)))}
+        for cell in firsts.values():
+            start = Path(self._stage1_job(cell).training.output_dir)
+            if cell.row == STAGE1:
+                continue
+            strengths = self._candidates(cell)
+            rows = (cell.row,) if len(strengths) == 1 else (cell.row, _REFERENCE)
+            for strength, row in itertools.product(strengths, rows):
+                self._stage2_job(replace(cell, row=row), strength, start)
 
     def _refuse_other_settings(self, cell: Cell, file: Path) -> None:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -249,7 +264,7 @@ class StudyRunner:
         stage1_job = self._stage1_job(cell)
         finish_job(stage1_job)
         start = Path(stage1_job.training.output_dir)
-        reference = Cell("teacher-student", cell.labeled_domain, cell.seed)
+        reference = replace(cell, row=_REFERENCE)
         dices = {}
         for strength in strengths:
             results, _ = finish_job(self._stage2_job(reference, strength, start))
