@@ -317,7 +317,7 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
             f"{folder} holds checkpoints of an earlier run: choose another --output_dir, or go on with that run by "
             f"{RESUME_HINT}"
         )
-    if checkpoint is None and (folder / RESULTS_FILE).exists() and (folder / JOB_FILE).exists():
+    if checkpoint is None and (folder / RESULTS_FILE).exists():
         refuse_other_job(folder, job)  # finished, its checkpoints cleared away
     if checkpoint is not None:
         for run in dict.fromkeys((folder, Path(checkpoint).parent)):
