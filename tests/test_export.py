@@ -287,6 +287,25 @@ def test_sizes_that_a_network_cannot_take_are_named(tmp_path, monkeypatch):
     assert report.sizes in (tmp_path / "out" / "README.md").read_text("utf-8")
 
 
+@pytest.mark.parametrize(("least", "known"), [(32, 32), (33, 64), (100, 128)])
+def test_a_network_that_takes_no_small_images_is_checked_above_its_smallest(tmp_path, monkeypatch, least, known):
+    saved_model(tmp_path / "model")
+    fake_format(monkeypatch, 0.0)
+    original = exporting.compare
+
+    def picky(network, run, shape):
+        if min(shape[2:]) < least:
+            raise ValueError("an input of a small size fails (it does)")
+        return original(network, run, shape)
+
+    monkeypatch.setattr(exporting, "compare", picky)
+    report = export_model(str(tmp_path / "model"), tmp_path / "out")
+    assert report.sizes == f"any number of images of any size, at least {known} along each axis"
+    shapes = {check.shape[2:] for check in report.checks}
+    assert len(shapes) == 3
+    assert min(min(shape) for shape in shapes) == known
+
+
 def test_plane_and_statistics_of_the_sites_travel_along(tmp_path, monkeypatch):
     saved_model(tmp_path / "model", plane="sagittal")
     fake_format(monkeypatch, 0.0)

@@ -31,7 +31,7 @@ NOTICE = "Research software, not a medical device."
 _BATCHES = (1, 3)
 _STEPS = (1, 32)
 _SIZES = {1: ((37, 53, 30), (50, 29, 43)), 32: ((32, 64, 96), (64, 32, 64))}
-_SMALLEST = (1, 2, 4, 8, 16, 32)
+_SMALLEST = (1, 2, 4, 8, 16, 32, 64, 128)
 _SETTINGS_FILES = ("config.json", "preprocessor_config.json")
 _MODULES = tuple(Path(str(module.__file__)) for module in (segment, intensity_dim_unet))
 _CACHE = "__pycache__"  # appears where somebody has run the script
@@ -216,9 +216,8 @@ def _write_graph(
             program = trace(network, step)
             kind.write(program, folder / kind.file, about)
             run = kind.load(folder / kind.file)
-            checks = _checks(network, run, step)
             smallest, check = _smallest(network, run, step)
-            return step, smallest, (*checks, *check)
+            return step, smallest, (*_checks(network, run, step, smallest), *check)
         except ValueError as error:
             fault = fault or error
             shutil.rmtree(folder)
@@ -227,10 +226,12 @@ def _write_graph(
     raise ValueError(f"this model ({name}) cannot be exported as {kind.file}: {fault}") from fault
 
 
-def _checks(network: nn.Module, run: Run, step: int) -> list[Check]:
+def _checks(network: nn.Module, run: Run, step: int, smallest: int) -> list[Check]:
+    """Comparisons at sizes that are no squares, and none of them below the smallest."""
     dims, channels = spatial_dims_of(network), channels_of(network)
-    shapes = [(count, channels, *size[-dims:]) for size in _SIZES[step] for count in _BATCHES]
-    return [compare(network, run, shape) for shape in shapes]
+    more = max(0, smallest - _least(step))
+    sizes = [[length + more for length in size[-dims:]] for size in _SIZES[step]]
+    return [compare(network, run, (count, channels, *size)) for size in sizes for count in _BATCHES]
 
 
 def _smallest(network: nn.Module, run: Run, step: int) -> tuple[int, list[Check]]:
@@ -243,7 +244,11 @@ def _smallest(network: nn.Module, run: Run, step: int) -> tuple[int, list[Check]
             return length, [compare(network, run, shape)]
         except ValueError:
             continue
-    return min(min(size) for size in _SIZES[step]), []
+    return _least(step), []
+
+
+def _least(step: int) -> int:
+    return min(min(size) for size in _SIZES[step])
 
 
 def compare(network: nn.Module, run: Run, shape: Sequence[int]) -> Check:
