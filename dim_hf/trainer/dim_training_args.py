@@ -210,9 +210,9 @@ class DimTrainingArguments(TrainingArguments):
         0.0,
         "Share of the steps, up to the last one, in which the student sees weak views only (arXiv 1909.09148), with "
         "structure warp and boxes but intensities as they are: what strong views teach that is not so of such images, "
-        "as another mean size of a structure, is unlearned while the rate is small. So is what other sites need: where "
-        "strong views alone show them (dark nuclei on bright ground beside bright ones on dark), leave it at 0. With "
-        "batch normalisation take `teacher_buffers=copied`, so that the teacher's running statistics follow.",
+        "as another mean size of a structure, is unlearned while the rate is small. So is what other sites need where "
+        "only strong views show it (dark nuclei on bright ground beside bright ones on dark): leave it at 0 there. "
+        "With batch normalisation take `teacher_buffers=copied`, so that the teacher's running statistics follow.",
     )
     channels_last: bool = field(default=True, metadata={"help": "Memory format of the network and its input."})
 
