@@ -126,6 +126,17 @@ def test_a_dataset_that_is_nowhere_is_named(tmp_path):
         make_trainer(parse_job(write_config(tmp_path), ["--dataset", str(Path("no") / "such" / "folder")]))
 
 
+def test_a_folder_that_is_not_there_is_named_before_the_hub(tmp_path, monkeypatch):
+    def unreachable(name, revision):
+        raise ConnectionError(f"{name} could not be loaded: the Hub cannot be reached")
+
+    monkeypatch.setattr("dim_hf.data.sources.load_hub_dataset", unreachable)
+    with pytest.raises(ConnectionError, match="no folder data/mine here, and data/mine could not be loaded: the Hub"):
+        make_trainer(parse_job(write_config(tmp_path), ["--dataset", "data/mine"]))
+    with pytest.raises(ValueError, match=r"'./data/mine' is neither a manifest"):
+        make_trainer(parse_job(write_config(tmp_path), ["--dataset", "./data/mine"]))
+
+
 def test_a_model_knows_the_plane_of_the_slices_that_it_learns_from(tmp_path):
     about = DatasetDescription({0: "background", 1: "gland"}, {"gland": [1]}, num_channels=1)
     cut = replace(about, notes=["saml: volumes cut into slices, plane: sagittal"])

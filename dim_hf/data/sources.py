@@ -106,7 +106,10 @@ def _rows_and_description(
         return read_folders(path, patient=patient_pattern), None
     if _HUB_NAME.fullmatch(dataset) and not path.exists():
         name, _, revision = dataset.partition("@")
-        return load_hub_dataset(name, revision=revision or None)
+        try:
+            return load_hub_dataset(name, revision=revision or None)
+        except ConnectionError as error:  # perhaps a folder was meant
+            raise ConnectionError(f"there is no folder {dataset} here, and {error}") from error
     raise ValueError(
         f"dataset {dataset!r} is neither a manifest (.csv, .parquet), nor a folder, nor a data set of the Hub "
         "(org/name), nor a phantom (phantom:fundus); correct the name, or make a manifest with `dim-hf import`"
