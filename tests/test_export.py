@@ -11,7 +11,14 @@ import PIL.Image
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+from transformers import (
+    ConvNextConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from dim_hf.cli import main
 from dim_hf.inference.export import exporting
@@ -152,6 +159,19 @@ def test_a_network_of_transformers_is_exported_too(tmp_path):
     assert not (tmp_path / "out" / "segment.py").exists(), "it knows DimImageProcessor alone"
 
 
+@pytest.mark.slow
+def test_a_network_that_takes_no_small_images_is_exported_too(tmp_path):
+    """UPerNet pools four times, and fails below 32 pixels."""
+    stages = {"out_features": ["stage1", "stage2", "stage3", "stage4"], "depths": [1] * 4, "hidden_sizes": [8] * 4}
+    heads = {"hidden_size": 8, "auxiliary_channels": 8, "auxiliary_in_channels": 8, "num_labels": 3}
+    network = UperNetForSemanticSegmentation(UperNetConfig(backbone_config=ConvNextConfig(**stages), **heads))
+    network.save_pretrained(tmp_path / "model")
+    SegformerImageProcessor().save_pretrained(tmp_path / "model")
+    report = export_model(str(tmp_path / "model"), tmp_path / "out", "torch_export")
+    assert report.difference <= 1e-4
+    assert report.smallest >= 32
+
+
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (8, 1), (7, 9), (16, 8), (8, 16), (5, 40)])
 def test_padding_in_integers_is_the_padding_of_the_network(size):
     model = tiny_model(hidden_sizes=[4, 4, 4, 4])
@@ -185,7 +205,7 @@ def fake_format(monkeypatch, error):
 def test_a_graph_with_other_logits_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     saved_model(tmp_path / "model")
     fake_format(monkeypatch, 2e-4)
-    with pytest.raises(ValueError, match=r"dim_unet.*cannot be exported.*1 x 1 x 53 x 30.*differ.*0\.0002"):
+    with pytest.raises(ValueError, match=r"dim_unet.*cannot be exported.*1 x 1 x 128 x 128.*differ.*0\.0002"):
         export_model(str(tmp_path / "model"), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 

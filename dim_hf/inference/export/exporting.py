@@ -229,26 +229,28 @@ def _write_graph(
 def _checks(network: nn.Module, run: Run, step: int, smallest: int) -> list[Check]:
     """Comparisons at sizes that are no squares, and none of them below the smallest."""
     dims, channels = spatial_dims_of(network), channels_of(network)
-    more = max(0, smallest - _least(step))
+    more = max(0, smallest - min(min(size) for size in _SIZES[step]))
     sizes = [[length + more for length in size[-dims:]] for size in _SIZES[step]]
     return [compare(network, run, (count, channels, *size)) for size in sizes for count in _BATCHES]
 
 
 def _smallest(network: nn.Module, run: Run, step: int) -> tuple[int, list[Check]]:
-    """The least of some sizes for which network and graph agree."""
+    """The least of some sizes for which network and graph agree.
+
+    Raises:
+        ValueError: If there is none, saying what is wrong at the largest of them.
+    """
+    fault: ValueError | None = None
     for length in _SMALLEST:
         if length % step:
             continue
         try:
             shape = (1, channels_of(network), *(length,) * spatial_dims_of(network))
             return length, [compare(network, run, shape)]
-        except ValueError:
-            continue
-    return _least(step), []
-
-
-def _least(step: int) -> int:
-    return min(min(size) for size in _SIZES[step])
+        except ValueError as error:
+            fault = error
+    assert fault is not None
+    raise fault  # a small image may be too small for the network: the largest says what is wrong with the graph
 
 
 def compare(network: nn.Module, run: Run, shape: Sequence[int]) -> Check:
