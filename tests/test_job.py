@@ -309,8 +309,16 @@ def test_a_foreign_processor_gets_no_pictures_of_more_bits(tmp_path):
     SegformerForSemanticSegmentation(TINY_SEGFORMER).save_pretrained(tmp_path / "segformer")
     SegformerImageProcessor().save_pretrained(tmp_path / "segformer")
     changes = {"dataset": str(tmp_path / "data"), "model_name_or_path": str(tmp_path / "segformer")}
+    job = parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")])
     with pytest.raises(ValueError, match=r"'case00' of domain 'site_a' has more than 8 bits a channel \(PIL mode I"):
-        make_trainer(parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")]))
+        make_trainer(job)
+    for number, path in enumerate(sorted((tmp_path / "data").glob("*/images/*"))):
+        if number != 3:  # one alone, and not the first of its domain
+            Image.fromarray((np.asarray(Image.open(path)) // 250).astype(np.uint8)).save(path)
+    with pytest.raises(
+        ValueError, match=r"(?s)found 1 fault.*/site_a/images/case03\.png: image 'case03' of domain .*8 bits"
+    ):
+        make_trainer(job)
 
 
 def test_regions_are_checked_at_half_the_resolution(tmp_path):

@@ -18,6 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from dim_hf.data.cache import SampleCache
 from dim_hf.data.checks import find_faults, refuse_faults
 from dim_hf.data.datasets import SegmentationDataset
+from dim_hf.data.doctor.intake import Intake
 from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
 from dim_hf.data.volumes.slices import plane_in
@@ -161,9 +162,10 @@ def make_trainer(
     source = job_source(job.data)
     check_names(set(source.rows["domain"]), source.description.structures)
     processor = _processor_of(job, source)
+    _check_files(source, _intake_of(processor), job.training)
     if not isinstance(processor, DimImageProcessor) and isinstance(source.rows.features["image"], datasets.Image):
-        source = replace(source, rows=_as_rgb(source.rows))
-    _check_files(source, job.training)
+        # Pictures as the processors of other models take them: three channels of 8 bits.
+        source = replace(source, rows=source.rows.cast_column("image", datasets.Image(mode="RGB")))
     split = split_source(source, job.data)
     set_seed(job.training.seed)
     model = make_model(source, job.model)
@@ -191,13 +193,16 @@ def make_trainer(
     return trainer, test, split
 
 
-def _check_files(source: Source, training: JobTrainingArguments) -> None:
+def _intake_of(processor: Any) -> Intake:
+    return Intake(eight_bits=not isinstance(processor, DimImageProcessor))
+
+
+def _check_files(source: Source, intake: Intake, training: JobTrainingArguments) -> None:
     """Read every file once before an hour is lost, each process its share; all of them know of each fault."""
     rank, world_size = training.process_index, training.world_size
     progress = rank == 0 and not training.disable_tqdm
-    faults = find_faults(
-        source.rows, source.description.num_labels, progress=progress, rank=rank, world_size=world_size
-    )
+    num_labels = source.description.num_labels
+    faults = find_faults(source.rows, num_labels, intake=intake, progress=progress, rank=rank, world_size=world_size)
     refuse_faults(gather_object(faults), len(source.rows))
 
 
@@ -298,18 +303,6 @@ def _first_of_each_domain(rows: datasets.Dataset) -> Iterator[tuple[str, dataset
     for domain in dict.fromkeys(domains):
         first = rows.select([domains.index(domain)])
         yield f"image {first.select_columns('name')[0]['name']!r} of domain {domain!r}", first
-
-
-def _as_rgb(rows: datasets.Dataset) -> datasets.Dataset:
-    """Pictures as the processors of other models take them: three channels of 8 bits."""
-    for name, first in _first_of_each_domain(rows):
-        mode = first[0]["image"].mode
-        if mode.startswith(("I", "F")):  # whose values beyond 255 would all become white
-            raise ValueError(
-                f"{name} has more than 8 bits a channel (PIL mode {mode}), and the processor of this model takes 8: "
-                "save the images with 8 bits, or start from a model of dim_hf, whose processor keeps them"
-            )
-    return rows.cast_column("image", datasets.Image(mode="RGB"))
 
 
 def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
