@@ -253,6 +253,22 @@ def test_float_images_out_of_range_are_named_before_training(tmp_path):
         run_job(parse_job(config, ["--output_dir", str(tmp_path / "run")]))
 
 
+def test_one_float_image_out_of_range_is_named_before_training(tmp_path):
+    for domain in ("site_a", "site_b"):
+        write_site(tmp_path / "data", domain, 8)
+    for path in (tmp_path / "data").glob("*/images/*"):
+        peak = 2 if path.parts[-3:] == ("site_b", "images", "case05.png") else 1
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.float32) / 255 * peak).save(path.with_suffix(".tif"))
+        path.unlink()
+    config = write_config(tmp_path, dataset=str(tmp_path / "data"), num_channels=1)
+    message = (
+        r"(?s)found 1 fault.*site_b/images/case05\.tif: image 'case05' of domain 'site_b' is of float32 with values"
+    )
+    with pytest.raises(ValueError, match=f"{message}.*or train a new network with `--intensity"):
+        make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "run")]))
+    make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "run"), "--intensity", "percentile"]))
+
+
 def test_run_without_validation_keeps_the_last_step(tmp_path):
     job = parse_job(write_config(tmp_path, num_validation=0), ["--output_dir", str(tmp_path / "run")])
     run_job(job)

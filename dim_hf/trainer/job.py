@@ -194,7 +194,9 @@ def make_trainer(
 
 
 def _intake_of(processor: Any) -> Intake:
-    return Intake(eight_bits=not isinstance(processor, DimImageProcessor))
+    if not isinstance(processor, DimImageProcessor):
+        return Intake(eight_bits=True)
+    return Intake(default_range=processor.intensity == "range" and processor.intensity_range is None)
 
 
 def _check_files(source: Source, intake: Intake, training: JobTrainingArguments) -> None:
