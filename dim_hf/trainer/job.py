@@ -310,10 +310,7 @@ def _first_of_each_domain(rows: datasets.Dataset) -> Iterator[tuple[str, dataset
 def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
     """Bring one image of each domain to the network's input, so that what cannot be is known before training."""
     for name, first in _first_of_each_domain(rows):
-        try:
-            sample = SegmentationDataset(first, processor, cache_bytes=0)[0]
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be brought to the network's input: {error}") from error
+        sample = SegmentationDataset(first, processor, cache_bytes=0)[0]
         shape = tuple(sample["pixel_values"].shape[1:])
         if job.training.half_resolution_ratio > 0:
             shape = tuple(side // 2 for side in shape)
