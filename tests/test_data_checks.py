@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dim_hf.data.checks import Fault, check_rows, find_faults, refuse_faults
+from dim_hf.data.doctor.intake import Intake
 from dim_hf.data.rows import COLUMNS, is_present, row_features
 
 
@@ -149,6 +150,30 @@ def test_embedded_files_are_checked_too(pair):
     rows = rows_of([(good, {"bytes": mask, "path": None}), ({"bytes": image[:50], "path": "image.png"}, None)])
     (found,) = messages(rows)
     assert found.startswith("d/n1 (image), image.png: cannot be read")
+
+
+def test_what_a_processor_does_not_take_is_a_fault(tmp_path):
+    arrays = {
+        "grey.png": np.full((8, 10), 200, np.uint8),
+        "deep.png": np.full((8, 10), 60_000, np.uint16),
+        "deep32.tif": np.full((8, 10), 60_000, np.int32),
+        "unit.tif": np.linspace(0, 1.0005, 80, dtype=np.float32).reshape(8, 10),
+        "signed.tif": np.full((8, 10), -7, np.int32),
+        "beyond.tif": np.linspace(0, 2, 80, dtype=np.float32).reshape(8, 10),
+    }
+    rows = rows_of([(write(tmp_path / name, array), None) for name, array in arrays.items()])
+    assert messages(rows) == []
+    signed, beyond = messages(rows, intake=Intake(default_range=True))
+    assert signed.startswith(f"{tmp_path}/signed.tif: image 'n4' of domain 'd' is of int32 with values in [-7, -7]")
+    assert beyond.startswith(f"{tmp_path}/beyond.tif: image 'n5' of domain 'd' is of float32 with values in [0, 2]")
+    assert "--intensity" in beyond
+    wide = messages(rows, intake=Intake(eight_bits=True))
+    assert ["more than 8 bits a channel (PIL mode" in text for text in wide] == [True] * 5
+    with pytest.raises(ValueError, match="found 2 faults"):
+        check_rows(rows, 2, intake=Intake(default_range=True), progress=False)
+    volumes = rows_of([(np.full((3, 4, 5), -1000, np.int16), None)], datasets.Array3D((3, 4, 5), "int16"))
+    (text,) = messages(volumes, intake=Intake(default_range=True))
+    assert "image 'n0' of domain 'd' is of int64 with values in [-1000, -1000]" in text  # as `datasets` reads arrays
 
 
 def test_volumes_as_arrays():

@@ -166,6 +166,28 @@ def test_a_volume_without_directions_is_refused(tmp_path, affine):
         nifti_sample(str(path), None)
 
 
+def test_a_row_that_cannot_be_processed_is_named_with_its_files(tmp_path):
+    pairs = []
+    for number, peak in enumerate((1.0, 2.0)):
+        files = tmp_path / f"image{number}.tif", tmp_path / f"mask{number}.png"
+        Image.fromarray(np.full((8, 8), peak, np.float32)).save(files[0])
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(files[1])
+        pairs.append(tuple(map(str, files)))
+    samples = SegmentationDataset(rows_of(pairs), DimImageProcessor(num_channels=1), cache_bytes=0)
+    assert samples[0]["pixel_values"].max() == 1
+    with pytest.raises(
+        ValueError, match=r"^d/n1 \(image .*image1\.tif, label .*mask1\.png\) cannot be brought to .*2\.0\]"
+    ):
+        samples[1]
+    nameless = SegmentationDataset(rows_of(pairs).select_columns(["image"]), samples.processor, cache_bytes=0)
+    with pytest.raises(ValueError, match=r"^row 1 \(image .*image1\.tif\) cannot be brought to"):
+        nameless[1]
+    (tmp_path / "image1.tif").write_bytes(b"no picture")
+    for read in (samples.__getitem__, samples.raw):
+        with pytest.raises(ValueError, match=r"^d/n1 \(.*image1\.tif.*\) cannot be read: .*; replace the file"):
+            read(1)
+
+
 @pytest.mark.parametrize(("cache_bytes", "calls"), [(2**20, 4), (2 * SAMPLE_BYTES, 6), (SAMPLE_BYTES - 1, 8), (0, 8)])
 def test_samples_are_processed_once_up_to_the_limit(cache_bytes, calls):
     processor = FakeProcessor(offset=0.5)

@@ -286,6 +286,22 @@ def test_float_images_out_of_range_are_named_before_training(tmp_path):
         run_job(parse_job(config, ["--output_dir", str(tmp_path / "run")]))
 
 
+def test_one_float_image_out_of_range_is_named_before_training(tmp_path):
+    for domain in ("site_a", "site_b"):
+        write_site(tmp_path / "data", domain, 8)
+    for path in (tmp_path / "data").glob("*/images/*"):
+        peak = 2 if path.parts[-3:] == ("site_b", "images", "case05.png") else 1
+        Image.fromarray(np.asarray(Image.open(path)).astype(np.float32) / 255 * peak).save(path.with_suffix(".tif"))
+        path.unlink()
+    config = write_config(tmp_path, dataset=str(tmp_path / "data"), num_channels=1)
+    message = (
+        r"(?s)found 1 fault.*site_b/images/case05\.tif: image 'case05' of domain 'site_b' is of float32 with values"
+    )
+    with pytest.raises(ValueError, match=f"{message}.*or train a new network with `--intensity"):
+        make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "run")]))
+    make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "run"), "--intensity", "percentile"]))
+
+
 def test_run_without_validation_keeps_the_last_step(tmp_path):
     job = parse_job(write_config(tmp_path, num_validation=0), ["--output_dir", str(tmp_path / "run")])
     run_job(job)
@@ -371,8 +387,16 @@ def test_a_foreign_processor_gets_no_pictures_of_more_bits(tmp_path):
     SegformerForSemanticSegmentation(TINY_SEGFORMER).save_pretrained(tmp_path / "segformer")
     SegformerImageProcessor().save_pretrained(tmp_path / "segformer")
     changes = {"dataset": str(tmp_path / "data"), "model_name_or_path": str(tmp_path / "segformer")}
+    job = parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")])
     with pytest.raises(ValueError, match=r"'case00' of domain 'site_a' has more than 8 bits a channel \(PIL mode I"):
-        make_trainer(parse_job(write_config(tmp_path, **changes), ["--output_dir", str(tmp_path / "run")]))
+        make_trainer(job)
+    for number, path in enumerate(sorted((tmp_path / "data").glob("*/images/*"))):
+        if number != 3:  # one alone, and not the first of its domain
+            Image.fromarray((np.asarray(Image.open(path)) // 250).astype(np.uint8)).save(path)
+    with pytest.raises(
+        ValueError, match=r"(?s)found 1 fault.*/site_a/images/case03\.png: image 'case03' of domain .*8 bits"
+    ):
+        make_trainer(job)
 
 
 def test_regions_are_checked_at_half_the_resolution(tmp_path):

@@ -14,8 +14,9 @@ from dim_hf.data.description import DatasetDescription
 from dim_hf.data.importers.importing import ImportJob, import_dataset
 from dim_hf.data.importers.writer import WriteOptions
 from dim_hf.data.volumes.volume import Volume, write_nifti
-from dim_hf.trainer.job import make_model, make_trainer, run_job
+from dim_hf.trainer.job import make_trainer, run_job
 from dim_hf.trainer.job_arguments import ModelArguments, parse_job
+from dim_hf.trainer.job_model import make_model
 from tests.test_job import write_config, write_site
 
 

@@ -9,6 +9,7 @@ from dim_hf.data.description import IGNORE_INDEX
 from dim_hf.data.doctor.comparison import foreground_ignored
 from dim_hf.data.doctor.findings import CODES
 from dim_hf.data.doctor.inspection import Inspector, Standard, inspect_rows
+from dim_hf.data.doctor.intake import ANY_IMAGE, Intake
 from dim_hf.data.limits import MAX_PIXELS, MAX_VOXELS
 from dim_hf.data.texts import numbered
 
@@ -38,6 +39,7 @@ def check_rows(
     *,
     max_pixels: int = MAX_PIXELS,
     max_voxels: int = MAX_VOXELS,
+    intake: Intake = ANY_IMAGE,
     num_workers: int | None = None,
     progress: bool = True,
     rank: int = 0,
@@ -51,6 +53,7 @@ def check_rows(
         ignore_index: Value of mask pixels that are not scored; None for no such value.
         max_pixels: Largest allowed number of pixels of a picture, read from its header before it is decoded.
         max_voxels: The same for volumes.
+        intake: What the network's image processor takes.
         num_workers: Threads; by default twice the number of cores, at most 16.
         progress: Show a progress bar.
         rank: Number of this process among those that share the work; each looks at its own rows.
@@ -66,6 +69,7 @@ def check_rows(
         ignore_index,
         max_pixels=max_pixels,
         max_voxels=max_voxels,
+        intake=intake,
         num_workers=num_workers,
         progress=progress,
         rank=rank,
@@ -96,6 +100,7 @@ def find_faults(
     *,
     max_pixels: int = MAX_PIXELS,
     max_voxels: int = MAX_VOXELS,
+    intake: Intake = ANY_IMAGE,
     num_workers: int | None = None,
     progress: bool = True,
     rank: int = 0,
@@ -107,14 +112,15 @@ def find_faults(
     file is faulty if it is missing, cannot be read to its end or has too many pixels or voxels; an image, if a pixel
     is NaN or infinite; a mask, if it has another size or place than its image, more than one channel, or a value that
     is no class. If all masks of a domain together hold nothing but 0 and `ignore_index`, that is a fault too: they
-    were surely written as 0/255, and no pixel of the foreground would be learned from.
+    were surely written as 0/255, and no pixel of the foreground would be learned from. What `intake` does not take is
+    a fault of this training alone, and nothing that the doctor shows.
 
     Raises:
         ValueError: If `rank` is not in 0..world_size - 1, or as `inspection.inspect_rows`.
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in 0..world_size - 1, got rank {rank} and world_size {world_size}")
-    standard = Standard(num_labels, ignore_index, max_pixels, max_voxels)
+    standard = Standard(num_labels, ignore_index, max_pixels, max_voxels, intake=intake)
     own = range(rank, len(rows), world_size)
     facts = inspect_rows(rows, standard, indices=own, num_workers=num_workers, progress=progress)
     faults = [

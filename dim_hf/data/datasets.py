@@ -2,7 +2,8 @@
 
 import importlib.util
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import Dataset
 
 from dim_hf.data.cache import SampleCache
 from dim_hf.data.fingerprints import fingerprint, processor_content, value_content
-from dim_hf.data.rows import column_view, is_present, require_columns
+from dim_hf.data.rows import column_view, is_present, require_columns, row_name
 from dim_hf.data.sampler import LABELED, UNLABELED, SampleKey
 
 
@@ -57,6 +58,8 @@ class SegmentationDataset(Dataset):
         rows: The rows.
         has_label: Which rows have a mask, boolean (len(rows),).
         domains: Domain of each row; None where the rows have no such column.
+
+    A row that cannot be read or processed is named, with its files, in a ValueError.
 
     Raises:
         ValueError: If the rows have no `image` column, `cache_bytes` is negative or given beside `cache`, or the
@@ -124,22 +127,35 @@ class SegmentationDataset(Dataset):
         return views[column][index][column] if self._columns[column][index] else None
 
     def raw(self, index: int) -> RawSample:
-        """Image and mask as they are stored, decoded, volumes turned; on the image's own grid."""
-        image, label = (self._value(self._views, column, index) for column in self._columns)
-        spacing = _spacing_mm(image) if hasattr(image, "dataobj") else self._stated_spacing(index)
-        return RawSample(_raw(image), _raw(label), tuple(spacing) if spacing else None)
+        """Image and mask as they are stored, decoded, volumes turned; on the image's own grid.
+
+        Raises:
+            ValueError: If they cannot be read, naming row and files.
+        """
+        with self._named_if_unreadable(index):
+            image, label = (self._value(self._views, column, index) for column in self._columns)
+            spacing = _spacing_mm(image) if hasattr(image, "dataobj") else self._stated_spacing(index)
+            return RawSample(_raw(image), _raw(label), tuple(spacing) if spacing else None)
 
     def _stated_spacing(self, index: int) -> list[float] | None:
         known = "spacing_mm" in self.rows.column_names
         return self.rows.select_columns(["spacing_mm"])[index]["spacing_mm"] if known else None
 
-    def process(self, image: object, label: object = None) -> dict[str, torch.Tensor]:
-        """A decoded image, and its mask, as a sample.
+    def process(self, image: object, label: object, index: int) -> dict[str, torch.Tensor]:
+        """A decoded image, and its mask or None, as a sample.
+
+        Args:
+            image: As `raw` gives it.
+            label: Likewise.
+            index: Row that they are of, for the message.
 
         Raises:
-            ValueError: If the processor cannot bring them to the network's input.
+            ValueError: If the processor cannot bring them to the network's input, naming row and files.
         """
-        processed = self.processor(image, segmentation_maps=label, return_tensors="pt")
+        try:
+            processed = self.processor(image, segmentation_maps=label, return_tensors="pt")
+        except ValueError as error:
+            raise ValueError(f"{row_name(self.rows, index)} cannot be brought to the network: {error}") from error
         # Copies, as a view would keep the whole batch of one in memory; laid out as a cache gives them back.
         layout = torch.contiguous_format
         sample = {"pixel_values": processed["pixel_values"][0].to(torch.float32, copy=True, memory_format=layout)}
@@ -148,7 +164,20 @@ class SegmentationDataset(Dataset):
         return sample
 
     def _load(self, index: int) -> dict[str, torch.Tensor]:
-        return self.process(*(_raw(self._value(self._views, column, index)) for column in self._columns))
+        with self._named_if_unreadable(index):
+            image, label = (_raw(self._value(self._views, column, index)) for column in self._columns)
+        return self.process(image, label, index)
+
+    @contextmanager
+    def _named_if_unreadable(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders fail in many ways
+            raise ValueError(
+                f"{row_name(self.rows, index)} cannot be read: {error}; replace the file, or leave the row out"
+            ) from error
 
 
 class TwoStreamDataset(Dataset):

@@ -68,6 +68,19 @@ def column_view(rows: datasets.Dataset, column: str, decode: bool = True) -> dat
     return view.with_format("numpy")
 
 
+def row_name(rows: datasets.Dataset, index: int) -> str:
+    """Domain, name and files of a row, for messages; its number where it states no name."""
+    known = [column for column in ("domain", "name") if column in rows.column_names]
+    about = rows.select_columns(known).with_format(None)[index] if known else {}
+    words = "/".join(about.values()) if about.get("name") and all(about.values()) else f"row {index}"
+    files = []
+    for column in ("image", "label"):
+        if hasattr(rows.features.get(column), "decode"):
+            path = (column_view(rows, column, decode=False)[index][column] or {}).get("path")
+            files += [f"{column} {path}"] if path else []
+    return words + (f" ({', '.join(files)})" if files else "")
+
+
 def is_present(rows: datasets.Dataset, column: str, batch_size: int = 256) -> np.ndarray:
     """Which rows have a value in `column`, found without decoding it.
 

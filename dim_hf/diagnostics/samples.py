@@ -152,13 +152,7 @@ def batches_of(samples: SegmentationDataset, batch_size: int, device: torch.devi
     """
     batch: list[dict[str, Tensor]] = []
     for index in range(len(samples)):
-        try:
-            sample = samples[index]
-        except (ValueError, OSError) as error:
-            row = samples.rows.select_columns(["domain", "name"])[index]
-            raise ValueError(
-                f"image {row['name']!r} of domain {row['domain']!r} cannot be prepared: {error}"
-            ) from error
+        sample = samples[index]
         full = len(batch) == batch_size
         if batch and (full or batch[0]["pixel_values"].shape != sample["pixel_values"].shape):
             yield _on_device(batch, device)

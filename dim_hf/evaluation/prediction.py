@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from dim_hf.augmentations.geometry import mirror_axes
 from dim_hf.data.datasets import SegmentationDataset
-from dim_hf.data.rows import column_view
+from dim_hf.data.rows import row_name
 from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_parts import DriftMeter, watched_logits
 from dim_hf.inference.options import PredictionOptions
@@ -102,18 +102,8 @@ class _Loaded:
 
 
 def _load(dataset: SegmentationDataset, index: int) -> _Loaded:
-    try:
-        raw = dataset.raw(index)
-    except MemoryError:
-        raise
-    except Exception as error:  # decoders fail in many ways
-        raise ValueError(
-            f"{row_name(dataset.rows, index)} cannot be read: {error}; replace the file, or leave the row out"
-        ) from error
-    try:
-        sample = dataset.process(raw.image, raw.label)
-    except ValueError as error:
-        raise ValueError(f"{row_name(dataset.rows, index)} cannot be brought to the network: {error}") from error
+    raw = dataset.raw(index)
+    sample = dataset.process(raw.image, raw.label, index)
     image = np.asarray(raw.image)
     shape = _spatial(image, sample["pixel_values"].ndim - 1)
     try:
@@ -121,17 +111,6 @@ def _load(dataset: SegmentationDataset, index: int) -> _Loaded:
     except ValueError as error:
         raise ValueError(f"{row_name(dataset.rows, index)}: {error}") from error
     return _Loaded(index, image, label, sample, raw.spacing_mm)
-
-
-def row_name(rows: datasets.Dataset, index: int) -> str:
-    """Domain, name and files of a row, for messages."""
-    about = rows.select_columns(["domain", "name"]).with_format(None)[index]
-    files = []
-    for column in ("image", "label"):
-        if hasattr(rows.features.get(column), "decode"):
-            path = (column_view(rows, column, decode=False)[index][column] or {}).get("path")
-            files += [f"{column} {path}"] if path else []
-    return f"{about['domain']}/{about['name']}" + (f" ({', '.join(files)})" if files else "")
 
 
 def _of_one_size(loaded: Sequence[_Loaded]) -> list[list[_Loaded]]:

@@ -10,9 +10,10 @@ import datasets
 import numpy as np
 from scipy.ndimage import binary_dilation
 
+from dim_hf.data.rows import row_name
 from dim_hf.data.volumes.slices import stack_slices
 from dim_hf.data.volumes.volume import Volume
-from dim_hf.evaluation.prediction import PredictedCase, row_name
+from dim_hf.evaluation.prediction import PredictedCase
 from dim_hf.evaluation.protocols import Protocol
 from dim_hf.evaluation.result import Overlay
 from dim_hf.inference.drift import combine_slices

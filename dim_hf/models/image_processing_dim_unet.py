@@ -14,7 +14,7 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
-from .intensity_dim_unet import INTENSITIES, default_range, local_contrast, to_unit, zscore
+from .intensity_dim_unet import INTENSITIES, as_sixteen_bits, default_range, local_contrast, to_unit, zscore
 
 _AXES = {2: ("height", "width"), 3: ("depth", "height", "width")}
 _LINEAR = {2: "bilinear", 3: "trilinear"}
@@ -264,9 +264,8 @@ def _as_array(image: object, name: str) -> np.ndarray:
 
 def _from_pil(image: Image.Image, name: str) -> np.ndarray:
     """A PIL image as (H, W) or (H, W, C), 16-bit greys as uint16, palettes and other colour spaces as RGB."""
-    if image.mode == "I":  # older releases of PIL open 16-bit files in this 32-bit mode
-        array = np.asarray(image)
-        return array.astype(np.uint16) if array.min() >= 0 and array.max() <= 65535 else array
+    if image.mode == "I":
+        return as_sixteen_bits(np.asarray(image))
     if image.mode in ("1", "L", "LA", "RGB", "RGBA", "F") or image.mode.startswith("I;16"):
         return _as_array(np.asarray(image), name)
     return np.asarray(image.convert("RGB"))

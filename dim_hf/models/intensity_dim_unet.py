@@ -40,6 +40,11 @@ def default_range(image: np.ndarray, index: int) -> tuple[float, float]:
     return bounds
 
 
+def as_sixteen_bits(image: np.ndarray) -> np.ndarray:
+    """A picture of 32-bit integers as uint16 where its values allow: older releases of PIL open 16-bit files so."""
+    return image.astype(np.uint16) if image.min() >= 0 and image.max() <= 65535 else image
+
+
 def zscore(pixels: np.ndarray) -> np.ndarray:
     """Mean 0, standard deviation 1 over all of it; zeros where it is constant."""
     mean, deviation = pixels.mean(dtype=np.float64), pixels.std(dtype=np.float64)

@@ -4,7 +4,7 @@ import copy
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import (
-    AutoConfig,
     AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    PretrainedConfig,
-    PreTrainedModel,
     set_seed,
 )
 from transformers.utils.logging import disable_progress_bar
@@ -25,12 +21,12 @@ from transformers.utils.logging import disable_progress_bar
 from dim_hf.data.cache import SampleCache
 from dim_hf.data.checks import find_faults, refuse_faults
 from dim_hf.data.datasets import SegmentationDataset
+from dim_hf.data.doctor.intake import Intake
 from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
-from dim_hf.data.volumes.slices import plane_in
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.report import SiteTable, check_names, site_table
-from dim_hf.models import DimImageProcessor, DimUNetConfig, DimUNetForSemanticSegmentation
+from dim_hf.models import DimImageProcessor
 from dim_hf.trainer.checkpoints import RESUME_HINT, checkpoints_in, step_of
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.job_arguments import (
@@ -38,10 +34,10 @@ from dim_hf.trainer.job_arguments import (
     DataArguments,
     Job,
     JobTrainingArguments,
-    ModelArguments,
 )
 from dim_hf.trainer.job_cache import job_cache, memory_bytes
 from dim_hf.trainer.job_identity import CUTS_OF_A_STEP, job_as_json, refuse_other_job, write_job
+from dim_hf.trainer.job_model import make_model
 from dim_hf.trainer.job_report import RESULTS_FILE, write_report
 from dim_hf.trainer.job_scores import score_test_sets, training_cost, validation_scores
 from dim_hf.trainer.job_statistics import write_site_statistics
@@ -126,54 +122,6 @@ def _sizes(source: Source, data: DataArguments) -> dict[str, Any]:
     return {"spatial_dims": 3, "do_resize": True, "size": size}
 
 
-def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
-    """A new U-Net, or the named model with as many classes as the data has; its configuration names their plane.
-
-    Raises:
-        ValueError: for fields of a new U-Net that the named model contradicts.
-    """
-    about = source.description
-    plane = plane_in(about.notes) if about.spatial_dims == 2 else None
-    names = {"id2label": about.id2label, "label2id": {name: index for index, name in about.id2label.items()}}
-    if model.model_name_or_path:
-        config = AutoConfig.from_pretrained(model.model_name_or_path)
-        _refuse_contradicted(model, config)
-        # Together: what is checked of one is checked against the others.
-        for name, value in (names | {"structures": about.structures, "plane": plane}).items():
-            setattr(config, name, value)
-        return AutoModelForSemanticSegmentation.from_pretrained(
-            # In the checkpoint's own type, bf16 perhaps, small changes of weights and of the teacher would be lost.
-            model.model_name_or_path,
-            config=config,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    config = DimUNetConfig(
-        num_channels=about.num_channels,
-        spatial_dims=about.spatial_dims,
-        hidden_sizes=model.hidden_sizes,
-        norm=model.norm,
-        upsample=model.upsample,
-        dropout=model.dropout,
-        structures=about.structures,
-        plane=plane,
-        **names,
-    )
-    return DimUNetForSemanticSegmentation(config)
-
-
-def _refuse_contradicted(model: ModelArguments, config: PretrainedConfig) -> None:
-    """A U-Net that is there has its own shape; the defaults of a new one ask for nothing."""
-    usual = ModelArguments()
-    for item in fields(model) if isinstance(config, DimUNetConfig) else ():
-        asked = getattr(model, item.name)
-        if hasattr(config, item.name) and asked not in (getattr(usual, item.name), getattr(config, item.name)):
-            raise ValueError(
-                f"{item.name} is {asked}, but {model.model_name_or_path} has {getattr(config, item.name)}: "
-                "leave it out, or train a new network"
-            )
-
-
 def make_trainer(
     job: Job, cache: SampleCache | None = None
 ) -> tuple[DimTrainer, dict[str, SegmentationDataset], SemiSupervisedSplit]:
@@ -189,7 +137,8 @@ def make_trainer(
     check_launch(job.training)  # before the files are checked
     disable_progress_bar()  # of loading and saving weights: the bar of the training is another
     source, processor = _source_and_processor(job)
-    _check_files(source, job.training)
+    _check_files(source, _intake_of(processor), job.training)
+    source = _as_taken(source, processor)
     split = split_source(source, job.data)
     set_seed(job.training.seed)
     model = make_model(source, job.model)
@@ -228,6 +177,7 @@ def check_job(job: Job) -> None:
         ValueError: for what the data cannot give, or images that do not fit the objective or the views.
     """
     source, processor = _source_and_processor(job)
+    source = _as_taken(source, processor)
     split = split_source(source, job.data)
     _check_processing(source.rows, processor, job)
     parts = [SegmentationDataset(rows, processor, cache_bytes=0) for rows in (split.labeled, split.unlabeled)]
@@ -236,22 +186,31 @@ def check_job(job: Job) -> None:
 
 
 def _source_and_processor(job: Job) -> tuple[Source, Any]:
-    """What a job reads, and what brings it to the network's input."""
+    """What a job reads, as it lies in the files, and what brings it to the network's input."""
     source = job_source(job.data)
     check_names(set(source.rows["domain"]), source.description.structures)
-    processor = _processor_of(job, source)
-    if not isinstance(processor, DimImageProcessor) and isinstance(source.rows.features["image"], datasets.Image):
-        source = replace(source, rows=_as_rgb(source.rows))
-    return source, processor
+    return source, _processor_of(job, source)
 
 
-def _check_files(source: Source, training: JobTrainingArguments) -> None:
+def _as_taken(source: Source, processor: Any) -> Source:
+    """Pictures as the processors of other models take them: three channels of 8 bits."""
+    if isinstance(processor, DimImageProcessor) or not isinstance(source.rows.features["image"], datasets.Image):
+        return source
+    return replace(source, rows=source.rows.cast_column("image", datasets.Image(mode="RGB")))
+
+
+def _intake_of(processor: Any) -> Intake:
+    if not isinstance(processor, DimImageProcessor):
+        return Intake(eight_bits=True)
+    return Intake(default_range=processor.intensity == "range" and processor.intensity_range is None)
+
+
+def _check_files(source: Source, intake: Intake, training: JobTrainingArguments) -> None:
     """Read every file once before an hour is lost, each process its share; all of them know of each fault."""
     rank, world_size = training.process_index, training.world_size
     progress = rank == 0 and not training.disable_tqdm
-    faults = find_faults(
-        source.rows, source.description.num_labels, progress=progress, rank=rank, world_size=world_size
-    )
+    num_labels = source.description.num_labels
+    faults = find_faults(source.rows, num_labels, intake=intake, progress=progress, rank=rank, world_size=world_size)
     refuse_faults(gather_object(faults), len(source.rows))
 
 
@@ -357,25 +316,10 @@ def _first_of_each_domain(rows: datasets.Dataset) -> Iterator[tuple[str, dataset
         yield f"image {first.select_columns('name')[0]['name']!r} of domain {domain!r}", first
 
 
-def _as_rgb(rows: datasets.Dataset) -> datasets.Dataset:
-    """Pictures as the processors of other models take them: three channels of 8 bits."""
-    for name, first in _first_of_each_domain(rows):
-        mode = first[0]["image"].mode
-        if mode.startswith(("I", "F")):  # whose values beyond 255 would all become white
-            raise ValueError(
-                f"{name} has more than 8 bits a channel (PIL mode {mode}), and the processor of this model takes 8: "
-                "save the images with 8 bits, or start from a model of dim_hf, whose processor keeps them"
-            )
-    return rows.cast_column("image", datasets.Image(mode="RGB"))
-
-
 def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
     """Bring one image of each domain to the network's input, so that what cannot be is known before training."""
     for name, first in _first_of_each_domain(rows):
-        try:
-            sample = SegmentationDataset(first, processor, cache_bytes=0)[0]
-        except ValueError as error:
-            raise ValueError(f"{name} cannot be brought to the network's input: {error}") from error
+        sample = SegmentationDataset(first, processor, cache_bytes=0)[0]
         shape = tuple(sample["pixel_values"].shape[1:])
         if job.training.half_resolution_ratio > 0:
             shape = tuple(side // 2 for side in shape)

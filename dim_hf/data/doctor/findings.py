@@ -49,6 +49,16 @@ CODES: dict[str, Code] = {
     "mask-values": _blocker(
         "The mask has values that are no class", f"{_REWRITE}, or name more classes (raise num_labels)"
     ),
+    # Single files: what the network's image processor does not take (`intake.Intake`).
+    "more-bits": _blocker(
+        "The image has more bits than the image processor takes",
+        "save the images with 8 bits, or start from a model of dim_hf, whose processor keeps them",
+    ),
+    "no-range": _blocker(
+        "The image has values that its type gives no range",
+        "save all images as one of these, or train a new network with `--intensity percentile` (or zscore, local), "
+        "which scales each image by its own values",
+    ),
     # Single files: what makes training learn something wrong.
     "mask-affine": _blocker(
         "Mask and image lie at different places", f"{_GRID}, or copy the affine of the image if only it is off"

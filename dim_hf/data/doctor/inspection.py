@@ -14,6 +14,7 @@ import numpy as np
 from dim_hf.data.description import IGNORE_INDEX
 from dim_hf.data.doctor.findings import Problem
 from dim_hf.data.doctor.flips import evidence
+from dim_hf.data.doctor.intake import ANY_IMAGE, Intake
 from dim_hf.data.doctor.measures import (
     ImageFacts,
     channels_last,
@@ -79,6 +80,7 @@ class Standard:
         max_voxels: The same for volumes.
         spatial_dims: Number of spatial axes of the images, for the facts of the doctor; None gathers none, and looks
             only for what training needs to know.
+        intake: What the image processor takes.
 
     Raises:
         ValueError: If `num_labels` is below 1.
@@ -89,6 +91,7 @@ class Standard:
     max_pixels: int = MAX_PIXELS
     max_voxels: int = MAX_VOXELS
     spatial_dims: int | None = None
+    intake: Intake = ANY_IMAGE
 
     def __post_init__(self) -> None:
         """Check the number of classes."""
@@ -173,7 +176,7 @@ class Inspector:
             problems.extend(filter(None, [compare(image, label)]))
         problems.extend(problem for content in (image, label) if content for problem in content.problems)
         if image is not None:
-            problems.extend(filter(None, [check_place(image)]))
+            problems.extend(filter(None, [check_place(image), self._refusal(index, image)]))
         facts = fit = None
         if self.standard.spatial_dims is not None and image is not None:
             sizes_differ = any(problem.code == "mask-size" for problem in problems)
@@ -215,6 +218,16 @@ class Inspector:
             self._guard([], column, lambda c=column: self.read(self._views[c][index][c], c)) for column in columns
         ]
         return found[0], found[1] if len(found) > 1 else None
+
+    def _refusal(self, index: int, image: Content) -> Problem | None:
+        refusal = self.standard.intake.refusal(image)
+        if refusal is None:
+            return None
+        code, said = refusal
+        name, domain = (self._text(column, index) for column in ("name", "domain"))
+        # The path alone may say neither, and images of one folder may lie in several domains.
+        words = f"image {name!r} of domain {domain!r}" if name and domain else "the image"
+        return Problem(code, f"{words} {said}")
 
     def _measure(self, index: int, image: Content, mask: Content | None) -> ImageFacts:
         affine = image.affine

@@ -39,12 +39,14 @@ class Content:
         ndim: 2 for a picture; None where only the mask or the data set can tell the spatial axes from channels.
         affine: (4, 4) voxel → mm of a volume, or None.
         problems: What is odd about the file although it can be read.
+        mode: PIL's mode of a picture; None for anything else.
     """
 
     array: np.ndarray
     ndim: int | None = None
     affine: np.ndarray | None = None
     problems: tuple[Problem, ...] = ()
+    mode: str | None = None
 
 
 def read_content(feature: Any, value: Any, column: str, max_pixels: int) -> Content:
@@ -129,7 +131,7 @@ def _read_picture(source: str | bytes, column: str, max_pixels: int) -> Content:
         array = np.asarray(picture if plain else picture.convert("RGB"))
     if column == "image" and facts.mode in ("LA", "RGBA"):
         array = array[..., 0] if facts.mode == "LA" else array[..., :-1]
-    return Content(array, ndim=2, problems=problems)
+    return Content(array, ndim=2, problems=problems, mode=facts.mode)
 
 
 def _oddities(facts: PictureFacts, column: str) -> Iterable[Problem]:
