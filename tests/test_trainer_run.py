@@ -356,6 +356,26 @@ def test_bad_datasets_are_refused_before_training(tmp_path):
         tiny_trainer(tmp_path, strong_view="color")
 
 
+@pytest.mark.parametrize(
+    ("streams", "message"),
+    [
+        (
+            {"labeled": TinyImages(8, value=2)},
+            r"labels hold 2, but the model has the classes 0\.\.1 \(255 is ignored\)",
+        ),
+        ({"labeled": TinyImages(8, channels=3)}, "the labeled images have 3 channels, but the model takes 1"),
+        ({"unlabeled": TinyImages(8, channels=3)}, "the unlabeled images have 3 channels, but the model takes 1"),
+        ({"unlabeled": TinyImages(8, size=48)}, r"shape \(1, 32, 32\) and unlabeled ones \(1, 48, 48\)"),
+    ],
+    ids=["classes", "labeled channels", "unlabeled channels", "sizes"],
+)
+def test_images_that_do_not_fit_the_model_are_refused_before_a_step(tmp_path, streams, message):
+    trainer = tiny_trainer(tmp_path, **streams)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 def test_every_knob_is_documented():
     own = set(DimTrainingArguments.__annotations__)
     fields = DimTrainingArguments.__dataclass_fields__
