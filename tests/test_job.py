@@ -291,6 +291,15 @@ def test_a_second_stage_goes_on_with_network_and_processor_of_the_first(tmp_path
         make_trainer(parse_job(config, ["--intensity", "zscore", "--output_dir", str(tmp_path / "second")]))
 
 
+@pytest.mark.parametrize("name", ["/nowhere/to/be/found", "./nowhere", "runs/nowhere/start"])
+def test_a_model_to_start_from_that_is_not_there_is_named(tmp_path, name):
+    job = parse_job(write_config(tmp_path, model_name_or_path=name), ["--output_dir", str(tmp_path / "run")])
+    with pytest.raises(
+        ValueError, match=rf"^{name} is no folder that holds a model \(config\.json\); correct the name"
+    ):
+        make_trainer(job)
+
+
 def write_sixteen_bits(root):
     for domain in ("site_a", "site_b"):
         write_site(root, domain, 8)
