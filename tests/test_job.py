@@ -353,6 +353,15 @@ def test_fields_that_the_network_to_start_from_contradicts_are_refused(tmp_path,
         make_trainer(parse_job(config, ["--output_dir", str(tmp_path / "b")]))
 
 
+@pytest.mark.parametrize("name", ["/nowhere/to/be/found", "./nowhere", "runs/nowhere/start"])
+def test_a_model_to_start_from_that_is_not_there_is_named(tmp_path, name):
+    job = parse_job(write_config(tmp_path, model_name_or_path=name), ["--output_dir", str(tmp_path / "run")])
+    with pytest.raises(
+        ValueError, match=rf"^{name} is no folder that holds a model \(config\.json\); correct the name"
+    ):
+        make_trainer(job)
+
+
 def write_sixteen_bits(root):
     for domain in ("site_a", "site_b"):
         write_site(root, domain, 8)

@@ -324,8 +324,8 @@ def test_the_score_of_the_selection_is_known_before_training(tmp_path, metric):
 def test_what_no_score_can_be_counted_from_is_refused(tmp_path):
     with pytest.raises(ValueError, match="eval_dataset 'a' has no images: leave it out"):
         tiny_trainer(tmp_path, eval_dataset={"a": TinyImages(0)})
-    with pytest.raises(ValueError, match="eval_dataset 'a' has no labels"):
-        tiny_trainer(tmp_path, eval_dataset={"a": TinyImages(2, labels=False)})
+    with pytest.raises(ValueError, match="the images of eval_a have no labels"):
+        tiny_trainer(tmp_path, eval_dataset={"a": TinyImages(2, labels=False)}).evaluate()
 
 
 def test_what_the_trainer_makes_itself_is_not_given(tmp_path):
@@ -404,6 +404,26 @@ def test_bad_datasets_are_refused_before_training(tmp_path):
         tiny_trainer(tmp_path, tiny_model(deep_supervision=True))
     with pytest.raises(ValueError, match="3 channels"):
         tiny_trainer(tmp_path, strong_view="color")
+
+
+@pytest.mark.parametrize(
+    ("streams", "message"),
+    [
+        (
+            {"labeled": TinyImages(8, value=2)},
+            r"labels hold 2, but the model has the classes 0\.\.1 \(255 is ignored\)",
+        ),
+        ({"labeled": TinyImages(8, channels=3)}, "the labeled images have 3 channels, but the model takes 1"),
+        ({"unlabeled": TinyImages(8, channels=3)}, "the unlabeled images have 3 channels, but the model takes 1"),
+        ({"unlabeled": TinyImages(8, size=48)}, r"shape \(1, 32, 32\) and unlabeled ones \(1, 48, 48\)"),
+    ],
+    ids=["classes", "labeled channels", "unlabeled channels", "sizes"],
+)
+def test_images_that_do_not_fit_the_model_are_refused_before_a_step(tmp_path, streams, message):
+    trainer = tiny_trainer(tmp_path, **streams)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert trainer.state.global_step == 0
 
 
 def test_every_knob_is_documented():

@@ -11,14 +11,16 @@ from dim_hf.trainer.dim_training_args import DimTrainingArguments
 class TinyImages(Dataset):
     """Bright squares on a dark ground, with their masks."""
 
-    def __init__(self, count, size=32, channels=1, seed=0, shift=0.0, labels=True):
+    def __init__(self, count, size=32, channels=1, seed=0, shift=0.0, labels=True, value=1):
         generator = torch.Generator().manual_seed(seed)
         self.samples = []
         for _ in range(count):
             mask = torch.zeros(size, size, dtype=torch.uint8)
             top, left = (int(torch.randint(2, size // 2, (), generator=generator)) for _ in range(2))
-            mask[top : top + size // 3, left : left + size // 3] = 1
-            image = 0.2 + 0.6 * mask.float() + 0.1 * torch.rand(channels, size, size, generator=generator) + shift
+            mask[top : top + size // 3, left : left + size // 3] = value
+            image = (
+                0.2 + 0.6 * (mask > 0).float() + 0.1 * torch.rand(channels, size, size, generator=generator) + shift
+            )
             self.samples.append({"pixel_values": image, **({"labels": mask} if labels else {})})
 
     def __len__(self):

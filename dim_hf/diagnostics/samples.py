@@ -14,7 +14,7 @@ from dim_hf.data.collator import collate
 from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.permutation import seeded_permutation
 from dim_hf.data.rows import COLUMNS, is_present, require_columns
-from dim_hf.inference.loading import is_local
+from dim_hf.inference.loading import refuse_missing_folder
 from dim_hf.losses import IGNORE_INDEX
 from dim_hf.models import DimImageProcessor
 
@@ -119,8 +119,7 @@ def load_model(name: str, device: torch.device) -> LoadedModel:
         OSError: if there is no such model or it has no image processor.
         ValueError: if it is a folder without a model, or no model for semantic segmentation.
     """
-    if is_local(name) and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{name} is no folder that holds a model (config.json); correct the name, or train first")
+    refuse_missing_folder(name)
     processor = AutoImageProcessor.from_pretrained(name)
     return LoadedModel(name, load_network(name, device), processor, device)
 

@@ -37,8 +37,7 @@ def load_network(name: str, revision: str | None = None, trust_remote_code: bool
 
     import dim_hf  # noqa: F401  makes the Auto classes know DimUNet
 
-    if is_local(name) and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{printable(name)} is no folder that holds a model (config.json); correct the name")
+    refuse_missing_folder(name)
     from_where = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         network, found = AutoModelForSemanticSegmentation.from_pretrained(
@@ -61,9 +60,21 @@ def load_network(name: str, revision: str | None = None, trust_remote_code: bool
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a place on this machine, not a model of the Hub."""
+    """Whether a name means a place on this machine, not a model of the Hub, whose names have one slash at most."""
     path = Path(name)
-    return path.is_absolute() or path.exists() or name.startswith(".")
+    return path.is_absolute() or path.exists() or name.startswith((".", "~")) or len(path.parts) > 2
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Refuse a place on this machine where there is no model; the Hub's names pass.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    if is_local(name) and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"{printable(name)} is no folder that holds a model (config.json); correct the name, or train first"
+        )
 
 
 def find_other_network(model: str) -> Path | None:

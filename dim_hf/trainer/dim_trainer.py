@@ -22,6 +22,7 @@ from dim_hf.sharpness import (
     frozen_running_statistics,
     perturbed_parameters,
 )
+from dim_hf.trainer.batches import check_batch
 from dim_hf.trainer.collapse import CollapseAlarm
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.launch import check_launch
@@ -116,6 +117,7 @@ class DimTrainer(TeacherStudentTrainer):
         )
         self.collapse_alarm = CollapseAlarm(getattr(unlabeled_dataset, "domains", None), self._sum_over_processes)
         self._batches: list[dict[str, Tensor]] = []
+        self._checked = False
         self._window = Window()
         self._buffers: list[Tensor] = []
         self._abandoned = False
@@ -141,12 +143,21 @@ class DimTrainer(TeacherStudentTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        """Keep the step's micro-batches: both passes go over all of them. None are left after the last step."""
+        """Keep the step's micro-batches: both passes go over all of them. None are left after the last step.
+
+        Raises:
+            ValueError: if those of the first step do not fit the model, as `check_batch`.
+        """
         if self.state.global_step >= self.state.max_steps:  # a finished run was resumed
             self.control.should_training_stop = True
             return [], None
         batches, num_items_in_batch = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._batches = list(batches)
+        # Not at construction: items read here would be open when the workers of the loader are forked.
+        if not self._checked:
+            for batch in batches:
+                check_batch(batch, self.model.config)
+            self._checked = True
         return batches, num_items_in_batch
 
     # ---- the two-pass step

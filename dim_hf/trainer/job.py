@@ -24,6 +24,7 @@ from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.doctor.intake import Intake
 from dim_hf.data.sources import PhantomOptions, Source, load_source
 from dim_hf.data.splits import SemiSupervisedSplit, semi_supervised_split
+from dim_hf.inference.loading import refuse_missing_folder
 from dim_hf.metrics.cases import CaseResult
 from dim_hf.metrics.report import SiteTable, check_names, site_table
 from dim_hf.models import DimImageProcessor
@@ -290,6 +291,7 @@ def _prepare_folder(job: Job, checkpoint: str | None) -> None:
 
 def _processor_of(job: Job, source: Source) -> Any:
     if job.model.model_name_or_path:
+        refuse_missing_folder(job.model.model_name_or_path)
         processor = AutoImageProcessor.from_pretrained(job.model.model_name_or_path)
         # Ours are 0..K-1 already: ADE20k's processors would take class 0 away and shift the others.
         processor.do_reduce_labels = False

@@ -74,7 +74,10 @@ class TeacherStudentTrainer(ResumableTrainer):
         if eval_dataset is not None and not isinstance(eval_dataset, Mapping):
             eval_dataset = {"validation": eval_dataset}
         for domain, dataset in (eval_dataset or {}).items():
-            _check_scored(domain, dataset)
+            if not len(dataset):
+                raise ValueError(
+                    f'eval_dataset {domain!r} has no images: leave it out, with eval_strategy="no" if it is all'
+                )
         if args.load_best_model_at_end:
             _check_metric(args.metric_for_best_model, list(eval_dataset or {}), self.structures)
         if args.channels_last:
@@ -129,6 +132,9 @@ class TeacherStudentTrainer(ResumableTrainer):
             `<prefix>_<domain>_<structure>_<metric>` of the scored model, `<prefix>_<domain>_student_…`
             (or `_teacher_…`) of the other one, and `<prefix>_mean_dice`: the scored model's Dice,
             mean over structures, then over domains, in [0, 1].
+
+        Raises:
+            ValueError: for images without labels, or of several sizes.
         """
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
         by_prefix = {metric_key_prefix: datasets}
@@ -137,6 +143,8 @@ class TeacherStudentTrainer(ResumableTrainer):
         metrics: dict[str, float] = {}
         for prefix, dataset in by_prefix.items():
             metrics |= self._evaluate_both(dataset, ignore_keys, prefix)
+            if f"{prefix}_dice" not in metrics:
+                raise ValueError(f"the images of {prefix} have no labels to be scored by: give them masks")
         dices = [metrics[f"{prefix}_dice"] for prefix in by_prefix]
         metrics[f"{metric_key_prefix}_mean_dice"] = mean_of_defined(dices)
         # Once, with everything: callbacks such as early stopping look for the score of the selection.
@@ -337,14 +345,6 @@ def _check_structures(structures: Mapping[str, list[int]], num_labels: int) -> N
             raise ValueError(
                 f"structure {name!r} has the class {max(classes)}, but the classes are 0..{num_labels - 1}"
             )
-
-
-def _check_scored(domain: str, dataset: Dataset) -> None:
-    """Refuse images that no score can be counted from, before a step is taken."""
-    if not len(dataset):
-        raise ValueError(f'eval_dataset {domain!r} has no images: leave it out, with eval_strategy="no" if it is all')
-    if "labels" not in dataset[0]:
-        raise ValueError(f"eval_dataset {domain!r} has no labels to be scored by: give its images masks")
 
 
 def _check_metric(name: str | None, domains: Sequence[str], structures: Mapping[str, list[int]]) -> None:
