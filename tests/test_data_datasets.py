@@ -141,6 +141,16 @@ def test_volumes_give_the_same_sample_however_their_axes_are_stored(tmp_path):
         assert torch.equal(sample["labels"], wanted.to(torch.uint8))
 
 
+@pytest.mark.parametrize(("unit", "factor"), [("mm", 1), ("unknown", 1), ("meter", 1000), ("micron", 0.001)])
+def test_the_spacing_of_a_volume_is_in_mm_whatever_the_unit_of_its_file(tmp_path, unit, factor):
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4), np.float32), np.diag([1.5 / factor, 2 / factor, 3 / factor, 1]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "v.nii.gz")
+    rows = rows_of([(str(tmp_path / "v.nii.gz"), None)], datasets.Nifti())
+    assert SegmentationDataset(rows, FakeProcessor()).raw(0).spacing_mm == pytest.approx((3, 2, 1.5))
+
+
 def test_a_left_handed_volume_by_hand(tmp_path):
     array = np.zeros((3, 4, 5), np.float32)
     array[0, 3, 1] = 1  # x = 10 mm (right), y = 6 mm (front), z = 3 mm

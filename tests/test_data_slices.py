@@ -123,6 +123,26 @@ def test_auto_cuts_across_the_coarsest_axis(spacing, plane):
     assert slice_axis(volume, "auto") == slice_axis(volume, plane)
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        ((24, 24, 1), (2, 2, 1), 2),
+        ((24, 1, 24), (2, 1, 2), 1),
+        ((1, 24, 24), (1, 1, 5), 0),
+        ((24, 1, 1), (1, 1, 1), 2),  # of several the one that spacing and `PLANES` name
+        ((24, 1, 1), (5, 3, 1), 1),
+        ((1, 1, 1), (1, 3, 1), 1),
+    ],
+)
+def test_auto_takes_the_axis_of_one_voxel(shape, spacing, axis):
+    volume = Volume(np.zeros(shape), np.diag([*spacing, 1.0]))
+    (only,) = cut_slices(volume, "auto")
+    assert only.slice_axis == axis
+    assert only.pixels.size == volume.array.size
+    # A plane that is named is kept.
+    assert slice_axis(volume, "axial") == 2
+
+
 def test_slices_survive_a_file_of_the_volume(tmp_path):
     affine = np.diag([-1.0, 2.0, 3.0, 1.0])
     write_nifti(Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), affine), tmp_path / "a.nii.gz")

@@ -37,7 +37,14 @@ from dim_hf.data.texts import numbered, printable
     type=click.Choice(["entropy", "flips", "teacher-student"]),
     help="Write a map in [0, 1]: entropy, or disagreement of mirror images or of the two networks of a run.",
 )
-@click.option("--window", nargs=3, type=click.IntRange(min=1), metavar="D H W", help="Sliding window of a 3D model.")
+@click.option(
+    "--window",
+    nargs=3,
+    type=click.IntRange(min=1),
+    metavar="D H W",
+    help="Sliding window of a 3D model, for volumes that do not fit the memory.  [default: volumes whole, as in "
+    "training and evaluation]",
+)
 @click.option(
     "--overlap",
     type=click.FloatRange(0, 1, max_open=True),

@@ -16,6 +16,7 @@ from dim_hf.data.cache import SampleCache
 from dim_hf.data.fingerprints import fingerprint, processor_content, value_content
 from dim_hf.data.rows import column_view, is_present, require_columns, row_name
 from dim_hf.data.sampler import LABELED, UNLABELED, SampleKey
+from dim_hf.data.volumes.nifti import unit_mm
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,10 +239,11 @@ def _raw(value: object) -> object:
 
 
 def _spacing_mm(image: Any) -> list[float]:
-    """Voxel size of a NIfTI image in RAS+ order, along (Z, Y, X)."""
+    """Voxel size of a NIfTI image in mm in RAS+ order, along (Z, Y, X)."""
     import nibabel
 
-    sizes = nibabel.affines.voxel_sizes(image.affine)
+    # The affine is in the unit of the file, which need not be mm.
+    sizes = nibabel.affines.voxel_sizes(image.affine) * unit_mm(image.header)
     axes = nibabel.io_orientation(image.affine)[:, 0].astype(int)
     return [float(sizes[list(axes).index(axis)]) for axis in (2, 1, 0)]
 

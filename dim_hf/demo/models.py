@@ -11,6 +11,7 @@ from dim_hf.inference.loading import is_local
 from dim_hf.inference.predictor import Predictor
 
 _HUB_SECONDS = 3
+_WINDOW = (96, 96, 96)  # of 3D models that take volumes of any size
 SHIPPED = Path(__file__).parent / "models"
 _PHANTOM_NOTE = "trained on computer-drawn phantoms only, so what it says about a patient's image means nothing"
 
@@ -145,6 +146,9 @@ def _predictor(name: str | Path, device: str | None = None) -> tuple[Predictor, 
     """What predicts, and the kind of its images; the uncertainty is computed where the page shows it: of pictures."""
     predictor = Predictor.from_pretrained(name, device=device)
     config = predictor.networks[0].config
+    if predictor.spatial_dims == 3 and getattr(predictor.processor, "size", None) is None:
+        # The visitor chooses the size, so that only a window bounds the memory of a pass.
+        predictor.options = replace(predictor.options, window=_WINDOW)
     if predictor.spatial_dims != 2 or int(getattr(config, "num_channels", 3)) != 3:
         return predictor, "volume"
     predictor.options = replace(predictor.options, uncertainty="entropy")

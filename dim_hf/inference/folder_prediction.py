@@ -134,6 +134,8 @@ def _settings(predictor: Predictor) -> dict[str, Any]:
     """Options that may change what is written; the size of a batch does not."""
     settings = asdict(predictor.options) | {"plane": predictor.plane}
     del settings["batch_size"]
+    if predictor.spatial_dims == 3:
+        settings["window"] = settings["window"] or "whole"  # None once meant windows
     if predictor.statistics is not None:
         settings["site_statistics"] = statistics_hash(predictor.statistics)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -23,7 +23,8 @@ def cut_some(volume: Volume, plane: str, axis: int, start: int, stop: int, dtype
     Returns:
         Arrays (H, W).
     """
-    # The view depends on the affine's directions alone, which a part shares with the whole.
+    # The view depends on the affine, which a part shares with the whole, and on axes of one voxel: a part of one slice
+    # is cut across the same axis.
     part = Volume(volume.array[_along(axis, start, stop)], volume.affine)
     return [piece.pixels.astype(dtype, copy=False) for piece in cut_slices(part, plane)]
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from dim_hf.data.volumes.slices import PLANES
 
 UNCERTAINTIES = ("entropy", "flips", "teacher-student")
-DEFAULT_WINDOW = 96
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,9 @@ class PredictionOptions:
         uncertainty: Map of [0, 1]: "entropy" of the mean probabilities, over its largest value; "flips" or
             "teacher-student", by how much the answers for mirror images (which it turns on), or of the two networks
             of a run, differ: entropy of their mean minus mean of their entropies, over its largest value. None: none.
-        window: (D, H, W) of the sliding window of a 3D model, in voxels of its input; None means `DEFAULT_WINDOW`
-            along each axis. An axis that is shorter is taken whole.
+        window: (D, H, W) of the sliding window of a 3D model, in voxels of its input; an axis that is shorter is taken
+            whole. None takes volumes whole, as training and evaluation do: windows need less memory, but the network
+            sees other surroundings, so that the masks are not those that were scored.
         overlap: Of neighboring windows, in [0, 1).
         channel: Channel or time point that is taken from volumes that have several.
         batch_size: Images, slices or windows of a forward pass, at most; large ones go through in smaller batches.

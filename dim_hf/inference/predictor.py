@@ -25,7 +25,8 @@ from dim_hf.inference.geometry import as_stored, cut_some, depth_first, place_so
 from dim_hf.inference.inputs import read_image
 from dim_hf.inference.loading import content_hash, find_other_network, find_plane, load_network
 from dim_hf.inference.measurements import measure
-from dim_hf.inference.options import DEFAULT_WINDOW, PredictionOptions
+from dim_hf.inference.memory import is_out_of_memory
+from dim_hf.inference.options import PredictionOptions
 from dim_hf.inference.prediction import Prediction
 from dim_hf.inference.probabilities import Answer, answers
 from dim_hf.inference.sliding import Forward, in_windows, whole
@@ -52,8 +53,9 @@ class Picture:
 class Predictor:
     """A model that turns images and volumes into masks on their own grids.
 
-    2D models go through volumes slice by slice in the plane of their training, 3D models by a sliding window. Images
-    are decoded, turned and scaled as in training. Research software, not a medical device.
+    2D models go through volumes slice by slice in the plane of their training, 3D models see them whole, or window by
+    window where `PredictionOptions.window` says so. Images are decoded, turned and scaled as in training. Research
+    software, not a medical device.
 
     Args:
         network: Gives `logits` (N, K, *S') for `pixel_values`; has a `config` with `id2label`. Used in evaluation
@@ -206,6 +208,7 @@ class Predictor:
 
         Raises:
             ValueError: If the volume cannot be brought to the network's input.
+            MemoryError: If a 3D model has too little memory for it, with a word on windows.
         """
         if self.spatial_dims == 3:
             labels, drift, *maps = self._at_once(volume)
@@ -240,7 +243,12 @@ class Predictor:
         return labels, combine_slices(drifts) if drifts else None, kept, doubt
 
     def _at_once(self, volume: Volume) -> tuple[np.ndarray, float | None, np.ndarray | None, np.ndarray | None]:
-        ((_, answer),) = self._answers([depth_first(volume)])
+        try:
+            ((_, answer),) = self._answers([depth_first(volume)])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(_advice_on_windows(volume.array.shape, self.options.window)) from error
         classes = answer.probabilities.argmax(0).numpy().astype(self._dtype)
         kept = None
         if self.options.probabilities:
@@ -300,9 +308,9 @@ class Predictor:
 
     def _forwards(self, meter: DriftMeter | None = None) -> list[Forward]:
         meters = [meter, None][: len(self.networks)]  # only features of the network that predicts are known
-        if self.spatial_dims == 2:
+        window = self.options.window
+        if self.spatial_dims == 2 or window is None:
             return [whole(*pair) for pair in zip(self.networks, meters, strict=True)]
-        window = self.options.window or (DEFAULT_WINDOW,) * 3
         about = (window, self.options.overlap, self._per_pass(window))
         return [in_windows(network, *about, own) for network, own in zip(self.networks, meters, strict=True)]
 
@@ -350,6 +358,13 @@ def _lengths(spacing_mm: Sequence[float]) -> tuple[float, ...]:
     if len(found) != 2 or not all(math.isfinite(length) and length > 0 for length in found):
         raise ValueError(f"spacing_mm is {spacing_mm!r}; give height and width of a pixel in mm, both above 0")
     return found
+
+
+def _advice_on_windows(shape: Sequence[int], window: Sequence[int] | None) -> str:
+    if window is None:
+        size = " x ".join(map(str, shape))
+        return f"one pass over {size} voxels; windows need less: give --window D H W, like --window 96 96 96"
+    return f"--window {' '.join(map(str, window))} in batches; give a smaller window, or a smaller batch size"
 
 
 def _numpy(tensor: Tensor | None) -> Any:

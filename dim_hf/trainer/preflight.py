@@ -22,6 +22,7 @@ from transformers import DefaultFlowCallback, ProgressCallback, TrainerCallback,
 from transformers.trainer_utils import IntervalStrategy
 
 from dim_hf.data.texts import first_line
+from dim_hf.inference.memory import is_out_of_memory
 from dim_hf.trainer.dim_trainer import DimTrainer
 from dim_hf.trainer.dim_training_args import DimTrainingArguments
 from dim_hf.trainer.preflight_report import PreflightReport
@@ -57,7 +58,7 @@ def run_dry(trainer: DimTrainer, output_dir: str | Path | None = None) -> Prefli
             seconds, waiting = _time_steps(trainer)
             validation = _time_validation(trainer)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         failure = first_line(error)
     report = plan.report(trainer, seconds, waiting, validation, failure)
@@ -262,12 +263,6 @@ def _changed(args: DimTrainingArguments, **values: Any) -> Iterator[None]:
 
 
 # ---- memory and disk
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """A CPU without memory is a plain RuntimeError to torch."""
-    words = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error).lower() for w in words)
 
 
 def _advice_on_memory(args: DimTrainingArguments) -> list[str]:

@@ -124,13 +124,22 @@ def nifti_fields(source: Path | bytes) -> tuple[Any, tuple[int, ...], np.dtype, 
     try:
         header.check_fix(logger=_SILENT, error_level=_ERROR_LEVEL)
         stored, dtype, affine = header.get_data_shape(), header.get_data_dtype(), header.get_best_affine()
-        scale = _MM[header.get_xyzt_units()[0]]
+        scale = unit_mm(header)
         _offset(header)
     except Exception as error:  # nibabel has several errors for a field without meaning
         raise ValueError(
             f"{file_name(source)} has a damaged NIfTI header ({error}); copy or convert the file again"
         ) from error
     return header, tuple(map(int, stored)), dtype, affine * np.array((scale, scale, scale, 1.0))[:, None]
+
+
+def unit_mm(header: Any) -> float:
+    """Millimeters of the unit in which a header of nibabel states lengths; those without a unit count as mm.
+
+    Raises:
+        KeyError: If the unit is none that NIfTI knows.
+    """
+    return _MM[header.get_xyzt_units()[0]]
 
 
 def _raw_header(source: Path | bytes) -> Any:

@@ -76,8 +76,8 @@ def slice_axis(volume: Volume, plane: str) -> int:
 
     Args:
         volume: The volume; of an oblique one the nearest axis is taken.
-        plane: One of `PLANES`; "auto" cuts across the axis of the coarsest spacing if that is at least 1.5 times the
-            finest, and axially otherwise.
+        plane: One of `PLANES`; "auto" cuts across an axis of one voxel; without one, across that of the coarsest
+            spacing if that is at least 1.5 times the finest, and axially otherwise.
 
     Returns:
         0, 1 or 2.
@@ -90,11 +90,13 @@ def slice_axis(volume: Volume, plane: str) -> int:
     world = _world_axes(volume.affine)[0]
     if plane != "auto":
         return world.index(_WORLD_AXES[plane])
-    spacing = volume.spacing_mm
+    # A single slice is one image: cut along it, it would fall into strips one pixel high.
+    choice = [axis for axis in range(3) if volume.array.shape[axis] == 1] or [0, 1, 2]
+    spacing = [volume.spacing_mm[axis] for axis in choice]
     # Equal spacings up to rounding: the axis that comes first in `PLANES`, however the volume is stored.
-    coarsest = [axis for axis in range(3) if spacing[axis] >= max(spacing) * (1 - 1e-3)]
+    coarsest = [axis for axis, length in zip(choice, spacing, strict=True) if length >= max(spacing) * (1 - 1e-3)]
     if max(spacing) < _ANISOTROPY * min(spacing) * (1 - 1e-6):
-        coarsest = [0, 1, 2]
+        coarsest = choice
     return max(coarsest, key=lambda axis: world[axis])
 
 
