@@ -255,6 +255,17 @@ def test_command(tmp_path):
     assert "Traceback" not in refused.output
 
 
+def test_a_folder_that_takes_no_files_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr("dim_hf.diagnostics.diagnose.diagnose", lambda *_, **__: measured.append(1))
+    (tmp_path / "file").write_text("")
+    words = [str(tmp_path / "model"), "phantom:prostate", "--output-dir", str(tmp_path / "file" / "out")]
+    refused = CliRunner().invoke(command, [*words, "--quick", "--no-progress"])
+    assert refused.exit_code == 1
+    assert "cannot be written to" in refused.output
+    assert not measured
+
+
 def test_models_of_other_classes_are_refused(tmp_path, prostate):
     model = save_model(tmp_path / "model", num_labels=3)
     with pytest.raises(ValueError, match=r"number of classes: the model .* has 3, the data set has 2"):

@@ -65,6 +65,7 @@ def command(
     from dim_hf.diagnostics.diagnose import diagnose, to_json, write_diagnosis
     from dim_hf.diagnostics.records import FULL, QUICK, Options
     from dim_hf.diagnostics.text import format_diagnosis
+    from dim_hf.evaluation.files import check_writable
     from dim_hf.evaluation.runs import read_run, reading_of
 
     disable_progress_bar()  # of loading weights
@@ -72,9 +73,11 @@ def command(
         if f_divergences:
             settings["f_divergences"] = f_divergences
         options = Options(effort=QUICK if quick else FULL, **settings)
+        source = load_source(dataset, **reading_of(dataset, read_run(model)))
+        check_writable(output_dir)  # before minutes of measuring are lost
         found = diagnose(
             model,
-            load_source(dataset, **reading_of(dataset, read_run(model))),
+            source,
             dataset=dataset,
             baseline=baseline,
             options=options,

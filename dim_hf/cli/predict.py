@@ -84,6 +84,7 @@ def command(
     from transformers.utils.logging import disable_progress_bar
 
     from dim_hf.inference.folder_prediction import predict_folder
+    from dim_hf.inference.left_out import sentences
     from dim_hf.inference.predictor import Predictor
 
     disable_progress_bar()  # of loading weights
@@ -104,6 +105,8 @@ def command(
             f"{summary.predicted} predicted, {summary.skipped} skipped (complete), {len(summary.failed)} failed, in "
             f"{summary.seconds:.1f} s: {printable(output)}"
         )
+        for sentence in sentences(summary.left_out):
+            click.echo(sentence)
         if summary.flagged is not None and summary.false_alarm_rate is not None:
             rate = f"{summary.false_alarm_rate:.1%} would be flagged"
             promise = (

@@ -8,6 +8,7 @@ from dim_hf.data.archives import visible
 
 IMAGE_FOLDERS = ("images", "image")
 MASK_FOLDERS = ("masks", "mask", "labels", "label", "segmentations", "segmentation")
+MASK_ENDING = "_segmentation"  # of a mask beside its image, after the image's name
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 PLAIN_TREE = "<domain>/{images,masks}/ or <domain>/{train,test}/{image,mask}/"
 

@@ -44,7 +44,8 @@ class Summary:
         output: The folder.
         predicted: Number of images predicted now.
         skipped: Number of those that were complete.
-        ignored: Number of files of other kinds.
+        ignored: Number of files of other kinds, and of masks beside images.
+        left_out: The same, by kind; see `left_out.sentences`.
         failed: Name and sentence of each that could not be predicted.
         plane: Of a 2D model's slices; None of a 3D model.
         flagged: Names of all complete images that a person should look at, since they are unlike those of the sites
@@ -58,6 +59,7 @@ class Summary:
     predicted: int = 0
     skipped: int = 0
     ignored: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     failed: list[tuple[str, str]] = field(default_factory=list)
     plane: str | None = None
     flagged: list[str] | None = None
@@ -95,7 +97,7 @@ def predict_folder(
     folder = Path(output).expanduser().absolute()
     found = find_cases(source, leave_out=folder)
     _refuse_input(found, Path(source).expanduser(), folder)
-    summary = Summary(str(output), ignored=found.ignored, failed=list(found.faults))
+    summary = Summary(str(output), ignored=found.ignored, left_out=dict(found.left_out), failed=list(found.faults))
     summary.plane = predictor.plane if predictor.spatial_dims == 2 else None
     with _locked(folder):
         _refuse_strangers_files(folder)

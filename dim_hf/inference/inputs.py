@@ -29,6 +29,7 @@ from dim_hf.data.volumes.volume import (
     read_volume,
     volume_stem,
 )
+from dim_hf.inference.left_out import MASKS, holds_voxels, kind_of, masks_beside
 
 _DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 _DICOM_MAGIC = b"DICM"
@@ -85,12 +86,17 @@ class Found:
     Attributes:
         cases: In the order of their names.
         faults: Name and sentence of what looked like an image and is none.
-        ignored: Number of files of other kinds, and of masks beside images.
+        left_out: Number of files of other kinds, by `left_out.kind_of`, and of masks beside images.
     """
 
     cases: list[Case] = field(default_factory=list)
     faults: list[tuple[str, str]] = field(default_factory=list)
-    ignored: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def ignored(self) -> int:
+        """Number of all files that were left out."""
+        return sum(self.left_out.values())
 
 
 def read_image(path: Path, channel: int | None = None) -> np.ndarray | Volume:
@@ -111,7 +117,8 @@ def find_cases(source: str | os.PathLike, leave_out: Path | None = None) -> Foun
     """Everything below `source` that can be predicted.
 
     A manifest, or a folder that holds one, gives its images. Of another folder all pictures, volumes and DICOM series
-    are taken, at any depth, in the order of their names; folders of masks beside folders of images are not.
+    are taken, at any depth, in the order of their names; folders of masks beside folders of images are not, nor masks
+    `<name>_segmentation` beside the image `<name>`.
 
     Args:
         source: File, folder or manifest.
@@ -192,7 +199,7 @@ def _of_folder(root: Path, leave_out: Path | None) -> Found:
         elif _looks_like_dicom(path):
             slices.setdefault(path.parent, []).append(path)
         else:
-            found.ignored += 1
+            found.left_out[kind_of(path.name)] += 1
     if slices:
         found.cases += _series_cases(root, slices, found)
     found.cases.sort(key=lambda case: PurePosixPath(case.name).parts)
@@ -207,6 +214,7 @@ def _files(folder: Path, real_root: Path, leave_out: Path | None, found: Found) 
         found.faults.append((str(folder), f"{folder} cannot be listed ({error.strerror}); allow it to be read"))
         return
     has_images = any(name.lower() in IMAGE_FOLDERS for name in names)
+    masks = masks_beside({name: _stem(Path(name)) for name in names if _extension(Path(name))})
     for name in names:
         path = folder / name
         if any("\ud800" <= letter <= "\udfff" for letter in name):
@@ -216,11 +224,14 @@ def _files(folder: Path, real_root: Path, leave_out: Path | None, found: Found) 
             if path.is_symlink() and (not real.is_relative_to(real_root) or folder.resolve().is_relative_to(real)):
                 found.faults.append((str(path), f"{path} is a link out of the folder, or in a circle; remove it"))
             elif has_images and name.lower() in MASK_FOLDERS:
-                found.ignored += sum(len(files) for _, _, files in os.walk(path))
+                found.left_out[MASKS] += sum(len(files) for _, _, files in os.walk(path))
             elif leave_out is None or real != leave_out.resolve():
                 yield from _files(path, real_root, leave_out, found)
+        elif path.is_file() and name in masks:
+            found.left_out[MASKS] += 1
         elif path.is_file():
-            yield path
+            if not holds_voxels(name, names):
+                yield path
         elif path.is_symlink():
             found.faults.append((str(path), f"{path} is a link that leads nowhere; correct or remove it"))
 

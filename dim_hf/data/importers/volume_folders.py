@@ -11,10 +11,10 @@ from dim_hf.data.archives import walk
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout
 from dim_hf.data.importers.finding import relative, remap
 from dim_hf.data.patients import compile_pattern, patient_of
+from dim_hf.data.trees import MASK_ENDING
 from dim_hf.data.volumes.volume import Volume, is_volume_file, read_volume, volume_stem
 
 NIFTI = (".nii", ".nii.gz")
-_MASK_ENDING = "_segmentation"
 _ID2LABEL = {0: "background", 1: "prostate"}
 _SAML_VALUES = {0: 0, 1: 1, 2: 1}  # some sites mark the peripheral and the transition zone
 _PROMISE12_VALUES = {0: 0, 1: 1}
@@ -81,11 +81,11 @@ def pair_up(paths: Sequence[Path]) -> list[tuple[Path, Path | None]]:
         twin = stems.setdefault(volume_stem(path).casefold(), path)
         if twin is not path:
             raise ValueError(f"{path} and {twin} have one name; rename or remove one")
-    masks = {stem.removesuffix(_MASK_ENDING): stem for stem in stems if stem.endswith(_MASK_ENDING)}
+    masks = {stem.removesuffix(MASK_ENDING): stem for stem in stems if stem.endswith(MASK_ENDING)}
     for stem, mask in masks.items():
         if stem not in stems:
             raise ValueError(f"{stems[mask]} is a mask without an image; add the volume {stem} or remove the mask")
-    images = [stem for stem in stems if not stem.endswith(_MASK_ENDING)]
+    images = [stem for stem in stems if not stem.endswith(MASK_ENDING)]
     return [(stems[stem], stems[masks[stem]] if stem in masks else None) for stem in sorted(images)]
 
 
