@@ -47,6 +47,7 @@ class Summary:
         ignored: Number of files of other kinds.
         failed: Name and sentence of each that could not be predicted.
         plane: Of a 2D model's slices; None of a 3D model.
+        spacing_mm: To which volumes were resampled for the network, as in training; None where they were not.
         flagged: Names of all complete images that a person should look at, since they are unlike those of the sites
             that the model saw; None where the model has no statistics of these.
         false_alarm_rate: Share of new images of those sites that is flagged; None likewise.
@@ -60,6 +61,7 @@ class Summary:
     ignored: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     plane: str | None = None
+    spacing_mm: tuple[float, ...] | None = None
     flagged: list[str] | None = None
     false_alarm_rate: float | None = None
     is_bound: bool | None = None
@@ -97,6 +99,7 @@ def predict_folder(
     _refuse_input(found, Path(source).expanduser(), folder)
     summary = Summary(str(output), ignored=found.ignored, failed=list(found.faults))
     summary.plane = predictor.plane if predictor.spatial_dims == 2 else None
+    summary.spacing_mm = predictor.spacing_mm
     with _locked(folder):
         _refuse_strangers_files(folder)
         record = Record(folder, predictor.model_hash, _settings(predictor))
@@ -134,6 +137,8 @@ def _settings(predictor: Predictor) -> dict[str, Any]:
     """Options that may change what is written; the size of a batch does not."""
     settings = asdict(predictor.options) | {"plane": predictor.plane}
     del settings["batch_size"]
+    if predictor.spacing_mm is not None:
+        settings["spacing_mm"] = predictor.spacing_mm
     if predictor.statistics is not None:
         settings["site_statistics"] = statistics_hash(predictor.statistics)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
