@@ -327,7 +327,7 @@ def test_a_network_that_takes_no_small_images_is_checked_above_its_smallest(tmp_
 
 
 def test_plane_and_statistics_of_the_sites_travel_along(tmp_path, monkeypatch):
-    saved_model(tmp_path / "model", plane="sagittal")
+    saved_model(tmp_path / "model", plane="sagittal", spacing_mm=[2, 2.5, 3])
     fake_format(monkeypatch, 0.0)
     monkeypatch.setattr(exporting, "find_statistics", lambda model, revision: {"sites": model})
     monkeypatch.setattr(exporting, "to_json", json.dumps)
@@ -339,4 +339,7 @@ def test_plane_and_statistics_of_the_sites_travel_along(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out" / "config.json").read_text("utf-8"))["plane"] == written["plane"] == "sagittal"
     beside = (tmp_path / "out" / "site_statistics.json").read_text("utf-8")
     assert json.loads(beside) == json.loads(written["site_statistics"]) == {"sites": str(tmp_path / "model")}
-    assert "sagittal" in (tmp_path / "out" / "README.md").read_text("utf-8")
+    readme = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert "sagittal" in readme
+    assert "2.0 x 2.5 x 3.0 mm" in readme
+    assert json.loads(written["spacing_mm"]) == [2, 2.5, 3]

@@ -15,6 +15,8 @@ from dim_hf.models import DimImageProcessor
 from tests.test_export import NAMES
 from tests.tiny import tiny_model
 
+NO_VOLUMES = {"plane": None, "spacing_mm": None}
+
 
 def hostile_picture(kind, path):
     """A picture that programs read in more than one way."""
@@ -50,7 +52,7 @@ class Session:
     """What the script asks of a session, answered by the network."""
 
     def __init__(self, model, processor):
-        about = exporting.describe(model, processor, None, None)
+        about = exporting.describe(model, processor, None, **NO_VOLUMES)
         self.model, self.about = model, SimpleNamespace(custom_metadata_map=about)
 
     def get_modelmeta(self):
@@ -130,7 +132,7 @@ def test_the_script_prepares_images_as_the_processor_does(settings, shape, kind,
     generator = np.random.default_rng(0)
     top = 1 if kind is np.float32 else np.iinfo(kind).max
     image = (generator.random(shape) * top).astype(kind)
-    known = json.loads(exporting.describe(tiny_model(), processor, None, None)["preprocessor_config"])
+    known = json.loads(exporting.describe(tiny_model(), processor, None, **NO_VOLUMES)["preprocessor_config"])
     expected = processor(image, return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(segment.prepare(image, known), expected, atol=2e-5)
 

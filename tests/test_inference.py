@@ -389,3 +389,15 @@ def test_wrong_questions_are_answered_with_a_sentence(tmp_path):
         predictor()(tmp_path / "a.png")
     with pytest.raises(ValueError, match="holds 0 DICOM series"):
         predictor()(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dims", "option", "message"),
+    [
+        (2, {"window": (4, 4, 4)}, r"window is \(4, 4, 4\), but this model is 2D"),
+        (3, {"plane": "axial"}, "plane is 'axial', but this model is 3D"),
+    ],
+)
+def test_options_of_the_other_kind_of_model_are_refused(dims, option, message):
+    with pytest.raises(ValueError, match=message):
+        predictor(dims, **option)

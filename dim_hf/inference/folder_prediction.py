@@ -48,6 +48,7 @@ class Summary:
         left_out: The same, by kind; see `left_out.sentences`.
         failed: Name and sentence of each that could not be predicted.
         plane: Of a 2D model's slices; None of a 3D model.
+        spacing_mm: To which volumes were resampled for the network, as in training; None where they were not.
         flagged: Names of all complete images that a person should look at, since they are unlike those of the sites
             that the model saw; None where the model has no statistics of these.
         false_alarm_rate: Share of new images of those sites that is flagged; None likewise.
@@ -62,6 +63,7 @@ class Summary:
     left_out: dict[str, int] = field(default_factory=dict)
     failed: list[tuple[str, str]] = field(default_factory=list)
     plane: str | None = None
+    spacing_mm: tuple[float, ...] | None = None
     flagged: list[str] | None = None
     false_alarm_rate: float | None = None
     is_bound: bool | None = None
@@ -99,6 +101,7 @@ def predict_folder(
     _refuse_input(found, Path(source).expanduser(), folder)
     summary = Summary(str(output), ignored=found.ignored, left_out=dict(found.left_out), failed=list(found.faults))
     summary.plane = predictor.plane if predictor.spatial_dims == 2 else None
+    summary.spacing_mm = predictor.spacing_mm
     with _locked(folder):
         _refuse_strangers_files(folder)
         record = Record(folder, predictor.model_hash, _settings(predictor))
@@ -138,6 +141,8 @@ def _settings(predictor: Predictor) -> dict[str, Any]:
     del settings["batch_size"]
     if predictor.spatial_dims == 3:
         settings["window"] = settings["window"] or "whole"  # None once meant windows
+    if predictor.spacing_mm is not None:
+        settings["spacing_mm"] = predictor.spacing_mm
     if predictor.statistics is not None:
         settings["site_statistics"] = statistics_hash(predictor.statistics)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}

@@ -6,7 +6,7 @@ import numpy as np
 
 from dim_hf.data.volumes.header import require
 from dim_hf.data.volumes.slices import cut_slices, stack_slices
-from dim_hf.data.volumes.volume import Volume
+from dim_hf.data.volumes.volume import Volume, resample_back
 
 
 def cut_some(volume: Volume, plane: str, axis: int, start: int, stop: int, dtype: np.dtype) -> list[np.ndarray]:
@@ -65,6 +65,33 @@ def as_stored(array: np.ndarray, affine: np.ndarray) -> np.ndarray:
     canonical = np.array([(0, 1), (1, 1), (2, 1)])
     back = orientations.ornt_transform(canonical, orientations.io_orientation(affine))
     return np.ascontiguousarray(orientations.apply_orientation(array.T, back))
+
+
+def classes_on_grid(
+    probabilities: np.ndarray, seen: Volume, volume: Volume, dtype: np.dtype | type, *, keep: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Classes of a volume from the probabilities found on it resampled, class by class for the sake of memory.
+
+    Args:
+        probabilities: (K, *S), on the grid of `seen`.
+        seen: The resampled volume, from `volume.resample`.
+        volume: The volume as it was.
+        dtype: Of the labels.
+        keep: Return the probabilities, too.
+
+    Returns:
+        The most probable class (X, Y, Z) on the grid of `volume`, and the probabilities (K, X, Y, Z) there or None.
+    """
+    shape = volume.array.shape
+    labels, best = np.zeros(shape, dtype, order="F"), np.full(shape, -np.inf, np.float32, order="F")
+    kept = np.empty((len(probabilities), *shape), np.float32) if keep else None
+    for index, part in enumerate(probabilities):
+        found = resample_back(Volume(part, seen.affine), volume).array
+        better = found > best
+        labels[better], best[better] = index, found[better]
+        if kept is not None:
+            kept[index] = found
+    return labels, kept
 
 
 def _along(axis: int, start: int, stop: int) -> tuple[slice, ...]:

@@ -1,4 +1,4 @@
-"""Loads what predicts: the network, its processor, the other network of its run, and the plane of its training."""
+"""Loads what predicts: the network, its processor, the other network of its run, plane and spacing of its training."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from torch import nn
 
 from dim_hf.data.description import FILE_NAME, read_description
 from dim_hf.data.texts import first_line, printable
+from dim_hf.data.volumes.resampling import as_spacing, spacing_in
 from dim_hf.data.volumes.slices import PLANES, plane_in
 
 _TEACHER_FOLDER = "teacher"
@@ -110,21 +111,36 @@ def find_plane(model: str, config: Any) -> str | None:
         config: Its configuration.
     """
     stated = getattr(config, "plane", None)
-    if stated in PLANES:
-        return stated
+    return stated if stated in PLANES else plane_in(_notes_of_training(model))
+
+
+def find_spacing(model: str, config: Any) -> tuple[float, float, float] | None:
+    """Spacing in mm (left-right, back-front, foot-head) to which volumes were resampled for the training.
+
+    Looked for as `find_plane` does; None where they were not, or it is not known.
+
+    Args:
+        model: Folder or name of the model.
+        config: Its configuration.
+    """
+    return as_spacing(getattr(config, "spacing_mm", None)) or spacing_in(_notes_of_training(model))
+
+
+def _notes_of_training(model: str) -> list[str]:
+    """Notes of the data set that a run's `results.json` names; none where they are not found."""
     job = _read_json(Path(model) / "results.json").get("job")
     data = job.get("data") if isinstance(job, dict) else None
     dataset = data.get("dataset") if isinstance(data, dict) else None
     if not isinstance(dataset, str):
-        return None
+        return []
     place = Path(dataset)
     description = (place if place.is_dir() else place.parent) / FILE_NAME
     if not description.is_file():
-        return None
+        return []
     try:
-        return plane_in(read_description(description).notes)
+        return read_description(description).notes
     except ValueError:
-        return None
+        return []
 
 
 def content_hash(networks: Iterable[nn.Module], processor: Any) -> str:

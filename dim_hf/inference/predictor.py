@@ -15,15 +15,16 @@ from tqdm.auto import tqdm
 
 from dim_hf.data.images import pixels_of
 from dim_hf.data.texts import first_line
+from dim_hf.data.volumes.resampling import at_spacing
 from dim_hf.data.volumes.slices import slice_axis, slice_dtype
-from dim_hf.data.volumes.volume import Volume
+from dim_hf.data.volumes.volume import Volume, resample_back
 from dim_hf.inference.components import keep_largest_components
 from dim_hf.inference.drift import SiteStatistics, combine_slices
 from dim_hf.inference.drift_file import find_statistics
 from dim_hf.inference.drift_parts import DriftMeter
-from dim_hf.inference.geometry import as_stored, cut_some, depth_first, place_some
+from dim_hf.inference.geometry import as_stored, classes_on_grid, cut_some, depth_first, place_some
 from dim_hf.inference.inputs import read_image
-from dim_hf.inference.loading import content_hash, find_other_network, find_plane, load_network
+from dim_hf.inference.loading import content_hash, find_other_network, find_plane, find_spacing, load_network
 from dim_hf.inference.measurements import measure
 from dim_hf.inference.memory import is_out_of_memory
 from dim_hf.inference.options import PredictionOptions
@@ -54,8 +55,8 @@ class Predictor:
     """A model that turns images and volumes into masks on their own grids.
 
     2D models go through volumes slice by slice in the plane of their training, 3D models see them whole, or window by
-    window where `PredictionOptions.window` says so. Images are decoded, turned and scaled as in training. Research
-    software, not a medical device.
+    window where `PredictionOptions.window` says so. Images are decoded, turned, resampled and scaled as in training.
+    Research software, not a medical device.
 
     Args:
         network: Gives `logits` (N, K, *S') for `pixel_values`; has a `config` with `id2label`. Used in evaluation
@@ -64,6 +65,8 @@ class Predictor:
         options: How images are predicted; the defaults when None.
         other: Network that the uncertainty "teacher-student" compares with.
         trained_plane: Plane of the slices of the training, where it is known.
+        trained_spacing_mm: Left-right, back-front and foot-head, to which volumes were resampled for the training;
+            None where they kept their own.
         statistics: Of the sites that the network saw: with them each prediction says how unlike those it is.
 
     Attributes:
@@ -72,6 +75,7 @@ class Predictor:
         id2label: Name of each class.
         structures: Class ids by structure.
         plane: Plane in which a 2D model goes through volumes.
+        spacing_mm: To which volumes are resampled for the network; None leaves them as they are.
 
     Raises:
         ValueError: If the uncertainty is "teacher-student" and there is no other network, or it has other classes.
@@ -90,6 +94,7 @@ class Predictor:
         *,
         other: nn.Module | None = None,
         trained_plane: str | None = None,
+        trained_spacing_mm: Sequence[float] | None = None,
         statistics: SiteStatistics | None = None,
     ) -> None:
         options = options or PredictionOptions()
@@ -102,8 +107,10 @@ class Predictor:
         self.statistics = statistics
         self.processor = processor
         self.spatial_dims = int(getattr(config, "spatial_dims", 2))
+        _refuse_useless(options, self.spatial_dims)
         self._channels = int(getattr(config, "num_channels", None) or 3)
         self.plane = options.plane or trained_plane or "auto"
+        self.spacing_mm = None if trained_spacing_mm is None else tuple(map(float, trained_spacing_mm))
         compared = options.uncertainty == "teacher-student"
         if compared and (other is None or len(other.config.id2label) != len(self.id2label)):
             raise ValueError(
@@ -146,6 +153,7 @@ class Predictor:
             options,
             other=load_network(str(other), None, trust_remote_code)[0].to(place) if other else None,
             trained_plane=find_plane(name, network.config),
+            trained_spacing_mm=find_spacing(name, network.config),
             statistics=find_statistics(name, revision),
         )
 
@@ -200,7 +208,9 @@ class Predictor:
     def predict_volume(self, volume: Volume, *, progress: bool = False) -> Prediction:
         """Predict a volume; memory beside the result does not grow with the number of slices of a 2D model.
 
-        Its drift is combined from those of the slices by `drift.combine_slices`.
+        Where volumes were resampled for the training, so is this one, and the probabilities are interpolated back to
+        its own grid; they are then held in memory. Its drift is combined from those of the slices by
+        `drift.combine_slices`.
 
         Args:
             volume: The volume, as stored.
@@ -210,20 +220,25 @@ class Predictor:
             ValueError: If the volume cannot be brought to the network's input.
             MemoryError: If a 3D model has too little memory for it, with a word on windows.
         """
+        seen = at_spacing(volume, self.spacing_mm, is_label=False) if self.spacing_mm else volume
+        keep = self.options.probabilities or seen is not volume
         if self.spatial_dims == 3:
-            labels, drift, *maps = self._at_once(volume)
+            labels, drift, kept, doubt = self._at_once(seen, keep)
         else:
-            labels, drift, *maps = self._slice_by_slice(volume, progress)
-        return self._finished(labels, volume.spacing_mm, volume.affine, maps, drift)
+            labels, drift, kept, doubt = self._slice_by_slice(seen, keep, progress)
+        if seen is not volume and kept is not None:
+            labels, kept = classes_on_grid(kept, seen, volume, self._dtype, keep=self.options.probabilities)
+            doubt = None if doubt is None else resample_back(Volume(doubt, seen.affine), volume).array
+        return self._finished(labels, volume.spacing_mm, volume.affine, (kept, doubt), drift)
 
     def _slice_by_slice(
-        self, volume: Volume, progress: bool
+        self, volume: Volume, keep: bool, progress: bool
     ) -> tuple[np.ndarray, float | None, np.ndarray | None, np.ndarray | None]:
         shape, affine = volume.array.shape, volume.affine
         axis, dtype = slice_axis(volume, self.plane), slice_dtype(volume.array)
         # In the order of most files, so that what is written later is read in one go.
         labels = np.zeros(shape, self._dtype, order="F")
-        kept = np.zeros((len(self.id2label), *shape), np.float32) if self.options.probabilities else None
+        kept = np.zeros((len(self.id2label), *shape), np.float32) if keep else None
         doubt = np.zeros(shape, np.float32, order="F") if self.options.uncertainty else None
         step, drifts = self.options.batch_size, []
         with tqdm(total=shape[axis], unit="slice", leave=False, disable=not progress) as bar:
@@ -242,7 +257,9 @@ class Predictor:
                 bar.update(len(cuts))
         return labels, combine_slices(drifts) if drifts else None, kept, doubt
 
-    def _at_once(self, volume: Volume) -> tuple[np.ndarray, float | None, np.ndarray | None, np.ndarray | None]:
+    def _at_once(
+        self, volume: Volume, keep: bool
+    ) -> tuple[np.ndarray, float | None, np.ndarray | None, np.ndarray | None]:
         try:
             ((_, answer),) = self._answers([depth_first(volume)])
         except (MemoryError, RuntimeError) as error:
@@ -251,7 +268,7 @@ class Predictor:
             raise MemoryError(_advice_on_windows(volume.array.shape, self.options.window)) from error
         classes = answer.probabilities.argmax(0).numpy().astype(self._dtype)
         kept = None
-        if self.options.probabilities:
+        if keep:
             kept = np.stack([as_stored(part.numpy(), volume.affine) for part in answer.probabilities])
         doubt = None if answer.uncertainty is None else as_stored(answer.uncertainty.numpy(), volume.affine)
         return as_stored(classes, volume.affine), answer.drift, kept, doubt
@@ -358,6 +375,14 @@ def _lengths(spacing_mm: Sequence[float]) -> tuple[float, ...]:
     if len(found) != 2 or not all(math.isfinite(length) and length > 0 for length in found):
         raise ValueError(f"spacing_mm is {spacing_mm!r}; give height and width of a pixel in mm, both above 0")
     return found
+
+
+def _refuse_useless(options: PredictionOptions, spatial_dims: int) -> None:
+    """Refuse what would be obeyed by doing nothing."""
+    if spatial_dims == 2 and options.window is not None:
+        raise ValueError(f"window is {options.window}, but this model is 2D and sees slices whole: leave window out")
+    if spatial_dims == 3 and options.plane is not None:
+        raise ValueError(f"plane is {options.plane!r}, but this model is 3D and cuts no slices: leave plane out")
 
 
 def _advice_on_windows(shape: Sequence[int], window: Sequence[int] | None) -> str:

@@ -1,5 +1,7 @@
 """Configuration of the U-Net."""
 
+import math
+
 from transformers import PreTrainedConfig
 
 SPATIAL_DIMS = (2, 3)
@@ -46,6 +48,8 @@ class DimUNetConfig(PreTrainedConfig):
         plane: Plane of the slices that a 2D network was trained on, in which it goes through volumes: "axial",
             "coronal", "sagittal", or "auto", across the coarsest axis of each volume. None: not known, or no slices.
             Default None.
+        spacing_mm: Distance of voxels, left-right, back-front and foot-head, to which volumes were resampled for the
+            training, and are for a prediction: three numbers above 0. None: each volume had its own. Default None.
         loss_ignore_index: Label of pixels that count in no loss; not one of the classes. Default 255.
         num_labels: Number of exclusive classes, background included, at least 2. Default 2.
         id2label: Name of each class 0..num_labels-1; wins over `num_labels`.
@@ -71,6 +75,7 @@ class DimUNetConfig(PreTrainedConfig):
     deep_supervision: bool = False
     structures: dict[str, list[int]] | None = None
     plane: str | None = None
+    spacing_mm: list[int | float] | tuple[int | float, ...] | None = None
     loss_ignore_index: int = 255
 
     def __post_init__(self, **kwargs: object) -> None:
@@ -90,6 +95,8 @@ class DimUNetConfig(PreTrainedConfig):
         # JSON knows lists only: with lists from the start a configuration equals its reloaded self.
         if isinstance(self.hidden_sizes, list | tuple):
             self.hidden_sizes = list(self.hidden_sizes)
+        if isinstance(self.spacing_mm, tuple):
+            self.spacing_mm = list(self.spacing_mm)
         if isinstance(self.structures, dict):
             self.structures = {
                 name: list(classes) if isinstance(classes, tuple) else classes
@@ -117,6 +124,8 @@ class DimUNetConfig(PreTrainedConfig):
             raise ValueError(f"dropout must be a number in [0, 1), got {dropout!r}.")
         if not isinstance(self.deep_supervision, bool):
             raise ValueError(f"deep_supervision must be True or False, got {self.deep_supervision!r}.")
+        if self.spacing_mm is not None and not _is_spacing(self.spacing_mm):
+            raise ValueError(f"spacing_mm must be None or three numbers of mm above 0, got {self.spacing_mm!r}.")
         self._check_classes()
 
     def _check_classes(self) -> None:
@@ -140,6 +149,13 @@ class DimUNetConfig(PreTrainedConfig):
                 raise ValueError(
                     f"structures[{name!r}] must be a list of different classes out of 0..{count - 1}, got {classes!r}."
                 )
+
+
+def _is_spacing(value: object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return False
+    numbers = all(isinstance(length, int | float) and not isinstance(length, bool) for length in value)
+    return numbers and all(math.isfinite(length) and length > 0 for length in value)
 
 
 def _are_classes(classes: list, count: int) -> bool:

@@ -6,25 +6,33 @@ import torch
 from transformers import AutoConfig, AutoModelForSemanticSegmentation, PretrainedConfig, PreTrainedModel
 
 from dim_hf.data.sources import Source
+from dim_hf.data.volumes.resampling import spacing_in
 from dim_hf.data.volumes.slices import plane_in
 from dim_hf.models import DimUNetConfig, DimUNetForSemanticSegmentation
 from dim_hf.trainer.job_arguments import ModelArguments
 
 
 def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
-    """A new U-Net, or the named model with as many classes as the data has; its configuration names their plane.
+    """A new U-Net, or the named model with as many classes as the data has.
+
+    Its configuration says how the data were made: their plane, and the spacing that they were resampled to.
 
     Raises:
         ValueError: for fields of a new U-Net that the named model contradicts.
     """
     about = source.description
-    plane = plane_in(about.notes) if about.spatial_dims == 2 else None
+    spacing_mm = spacing_in(about.notes)
+    made = {
+        "structures": about.structures,
+        "plane": plane_in(about.notes) if about.spatial_dims == 2 else None,
+        "spacing_mm": list(spacing_mm) if spacing_mm else None,
+    }
     names = {"id2label": about.id2label, "label2id": {name: index for index, name in about.id2label.items()}}
     if model.model_name_or_path:
         config = AutoConfig.from_pretrained(model.model_name_or_path)
         _refuse_contradicted(model, config)
         # Together: what is checked of one is checked against the others.
-        for name, value in (names | {"structures": about.structures, "plane": plane}).items():
+        for name, value in (names | made).items():
             setattr(config, name, value)
         return AutoModelForSemanticSegmentation.from_pretrained(
             # In the checkpoint's own type, bf16 perhaps, small changes of weights and of the teacher would be lost.
@@ -40,8 +48,7 @@ def make_model(source: Source, model: ModelArguments) -> PreTrainedModel:
         norm=model.norm,
         upsample=model.upsample,
         dropout=model.dropout,
-        structures=about.structures,
-        plane=plane,
+        **made,
         **names,
     )
     return DimUNetForSemanticSegmentation(config)

@@ -22,6 +22,7 @@ from dim_hf.data.rows import COLUMNS, TYPED_COLUMNS
 from dim_hf.data.split_file import SplitFile, read_split_file
 from dim_hf.data.splits import mark_test_patients
 from dim_hf.data.texts import numbered, printable
+from dim_hf.data.volumes.resampling import spacing_note
 from dim_hf.data.volumes.slices import plane_note
 
 _LOGGER = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ def _description(found: Found, notes: list[str], split: SplitFile | None, job: I
         )
     written = []
     if job.write.spacing_mm:
-        written.append("resampled to {:g} x {:g} x {:g} mm (linear; label maps nearest)".format(*job.write.spacing_mm))
+        written.append(spacing_note(job.write.spacing_mm))
     if job.write.plane:
         written.append(plane_note(job.write.plane))
     return DatasetDescription(

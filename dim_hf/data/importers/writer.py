@@ -13,8 +13,9 @@ import PIL.Image
 
 from dim_hf.data.images import write_png
 from dim_hf.data.importers.cases import Case, Pixels
+from dim_hf.data.volumes.resampling import at_spacing
 from dim_hf.data.volumes.slices import cut_slices, slice_dtype
-from dim_hf.data.volumes.volume import Volume, along_axes, canonical, reoriented, resample, same_grid, write_nifti
+from dim_hf.data.volumes.volume import Volume, canonical, reoriented, same_grid, write_nifti
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -68,9 +69,8 @@ def write_case(case: Case, folder: Path, options: WriteOptions) -> list[dict[str
         return [{**row, **_write_picture(case, image, label, folder, options)}]
     image, label = _on_one_grid(case, image, label, options)
     if options.spacing_mm:
-        spacing = along_axes(options.spacing_mm, image.affine)
-        image = resample(image, spacing, is_label=False)
-        label = resample(label, spacing, is_label=True) if label is not None else None
+        image = at_spacing(image, options.spacing_mm, is_label=False)
+        label = at_spacing(label, options.spacing_mm, is_label=True) if label is not None else None
     if options.plane is None:
         return [{**row, **_write_volume(case, image, label, folder, options)}]
     return [{**row, **piece} for piece in _write_slices(case, image, label, folder, options.plane)]

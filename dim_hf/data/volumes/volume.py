@@ -23,6 +23,7 @@ __all__ = [
     "read_header",
     "read_volume",
     "resample",
+    "resample_back",
     "same_grid",
     "volume_stem",
     "write_nifti",
@@ -200,6 +201,22 @@ def resample(volume: Volume, spacing_mm: Sequence[float], *, is_label: bool) -> 
     affine = volume.affine.copy()
     affine[:3, :3] *= new / old
     return Volume(_resampled(volume, shape, new / old, is_label), affine)
+
+
+def resample_back(volume: Volume, grid: Volume) -> Volume:
+    """Bring what was found on a resampled volume back to the grid that this was resampled from.
+
+    Args:
+        volume: Values on the grid that `resample` gave, such as probabilities.
+        grid: The volume that was resampled.
+
+    Returns:
+        Values on the voxels of `grid`, interpolated linearly, float32.
+    """
+    factor = np.array(grid.spacing_mm) / np.array(volume.spacing_mm)
+    # The last voxels of `grid` may lie beyond the last resampled ones; there only the value of the border is repeated.
+    padded = Volume(np.pad(volume.array, (0, 1), mode="edge"), volume.affine)
+    return Volume(_resampled(padded, list(grid.array.shape), factor, is_label=False), grid.affine)
 
 
 def along_axes(values: Sequence[float], affine: np.ndarray) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ from dim_hf.inference.drift import SiteStatistics
 from dim_hf.inference.drift_file import STATISTICS_FILE, find_statistics, to_json
 from dim_hf.inference.export import segment
 from dim_hf.inference.export.graphs import AXES, FORMATS, GraphFormat, Run, channels_of, quiet, spatial_dims_of, trace
-from dim_hf.inference.loading import content_hash, find_plane, load_network
+from dim_hf.inference.loading import content_hash, find_plane, find_spacing, load_network
 from dim_hf.metrics.trainer_metrics import class_structures
 from dim_hf.models import intensity_dim_unet
 
@@ -138,7 +138,8 @@ def export_model(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
         staged = Path(name) / "export"
         staged.mkdir()
-        about = describe(network, processor, find_plane(model, network.config), find_statistics(model, revision))
+        made = {"plane": find_plane(model, network.config), "spacing_mm": find_spacing(model, network.config)}
+        about = describe(network, processor, find_statistics(model, revision), **made)
         step, smallest, checks = _write_graph(network, FORMATS[graph_format], staged, about)
         report = ExportReport(str(output), graph_format, model, model_hash, step, smallest, checks)
         _write_companions(report, network, about, staged)
@@ -148,15 +149,21 @@ def export_model(
 
 
 def describe(
-    network: nn.Module, processor: Any, plane: str | None, statistics: SiteStatistics | None
+    network: nn.Module,
+    processor: Any,
+    statistics: SiteStatistics | None,
+    *,
+    plane: str | None,
+    spacing_mm: Sequence[float] | None,
 ) -> dict[str, str]:
     """What travels within the graph, as texts by name; values that are no texts are JSON.
 
     Args:
         network: Has a `config`.
         processor: Its image processor.
-        plane: Of the slices that it was trained on; None where it is not known.
         statistics: Of the sites that it saw; None where there are none.
+        plane: Of the slices that it was trained on; None where it is not known.
+        spacing_mm: To which volumes were resampled for the training; None where they were not.
     """
     config: Any = network.config
     texts = {
@@ -168,6 +175,7 @@ def describe(
         "notice": NOTICE,
     }
     texts |= {"plane": plane} if plane else {}
+    texts |= {"spacing_mm": json.dumps(list(spacing_mm))} if spacing_mm else {}
     return texts | ({"site_statistics": to_json(statistics)} if statistics else {})
 
 
@@ -311,6 +319,7 @@ def _write_companions(report: ExportReport, network: nn.Module, about: Mapping[s
         channels=channels_of(network),
         names=json.loads(about["id2label"]),
         plane=about.get("plane"),
+        spacing_mm=json.loads(about.get("spacing_mm", "null")),
         notice=NOTICE,
         tolerance=f"{TOLERANCE:g}",
     )
