@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,7 +18,7 @@ from dim_hf.data.description import read_description
 from dim_hf.data.importers.cases import ImportOptions
 from dim_hf.data.importers.importing import ImportJob, import_dataset
 from dim_hf.data.importers.writer import WriteOptions, safe_name
-from dim_hf.data.manifest import read_manifest
+from dim_hf.data.manifest import find_manifest, read_manifest
 from dim_hf.data.sources import load_source
 from dim_hf.data.volumes.slices import stack_slices
 from dim_hf.data.volumes.volume import Volume, read_volume, write_nifti
@@ -104,6 +105,30 @@ def test_volumes_stay_volumes_or_become_slices_that_become_volumes_again(tmp_pat
             original = read_volume(source / "hospital" / file / f"{case}.nii.gz")
             np.testing.assert_array_equal(volume.array, original.array)
             np.testing.assert_allclose(volume.affine, original.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "match"),
+    [
+        ({"plane": "axial"}, {"plane": "sagittal"}, "with --slices axial, and this import is with --slices sagittal"),
+        ({"plane": "axial"}, {"plane": "auto"}, "say --slices axial, or import into another folder"),
+        ({"spacing_mm": (1, 1, 2)}, {"spacing_mm": (1, 1, 3)}, "with --spacing-mm 1 1 2, .* with --spacing-mm 1 1 3"),
+        ({"spacing_mm": (1, 1, 2)}, {}, "is without --spacing-mm; .*: say --spacing-mm 1 1 2"),
+        ({}, {"spacing_mm": (1, 1, 2)}, "was imported without --spacing-mm, .*: leave --spacing-mm out"),
+        ({"plane": "axial"}, {"plane": "axial", "spacing_mm": (1, 1, 2)}, "leave --spacing-mm out"),
+        ({"plane": "axial"}, {}, "has spatial_dims = 2"),
+    ],
+)
+def test_volumes_of_one_data_set_are_cut_and_resampled_alike(tmp_path, first, second, match):
+    jobs = [
+        ImportJob("folders", write_volumes(tmp_path / site, site, 1), tmp_path / "out", write=WriteOptions(**how))
+        for site, how in (("a", first), ("b", second), ("c", first))
+    ]
+    import_dataset(jobs[0], progress=False)
+    with pytest.raises(ValueError, match=match):
+        import_dataset(replace(jobs[1], append=True), progress=False)
+    import_dataset(replace(jobs[2], append=True), progress=False)
+    assert read_manifest(find_manifest(tmp_path / "out")).unique("domain") == ["a", "c"]
 
 
 def test_resampling_brings_image_and_label_to_one_spacing(tmp_path):

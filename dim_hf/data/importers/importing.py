@@ -22,8 +22,8 @@ from dim_hf.data.rows import COLUMNS, TYPED_COLUMNS
 from dim_hf.data.split_file import SplitFile, read_split_file
 from dim_hf.data.splits import mark_test_patients
 from dim_hf.data.texts import numbered, printable
-from dim_hf.data.volumes.resampling import spacing_note
-from dim_hf.data.volumes.slices import plane_note
+from dim_hf.data.volumes.resampling import spacing_in, spacing_note
+from dim_hf.data.volumes.slices import plane_in, plane_note
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -201,6 +201,32 @@ def _check_cases(found: Found, earlier: _Earlier | None, job: ImportJob) -> None
         again = sorted({case.domain for case in found.cases if safe_name(case.domain).casefold() in taken})
         if again:
             raise ValueError(f"{earlier.manifest} has the domains {again} already; rename the others")
+        _refuse_other_ways(earlier.description, found, job)
+
+
+def _refuse_other_ways(old: DatasetDescription, found: Found, job: ImportJob) -> None:
+    """Volumes of one data set are cut and resampled alike, since a model treats new ones in one way only."""
+    old_plane, plane = plane_in(old.notes), job.write.plane
+    of_volumes = found.spatial_dims == 3 and (old.spatial_dims == 3 or old_plane is not None)
+    if not of_volumes or old.spatial_dims != (2 if plane else 3):  # pictures, or refused for their dimensions
+        return
+    # As a note would give it back, so that the same numbers are equal.
+    spacing = spacing_in([spacing_note(job.write.spacing_mm)]) if job.write.spacing_mm else None
+    for flag, before, now in (("--slices", old_plane, plane), ("--spacing-mm", spacing_in(old.notes), spacing)):
+        if before != now:
+            wanted = f"say {_as_typed(flag, before)}" if before else f"leave {flag} out"
+            raise ValueError(
+                f"{job.target} was imported {_with(flag, before)}, and this import is {_with(flag, now)}; a model "
+                f"treats all new volumes in one way: {wanted}, or import into another folder"
+            )
+
+
+def _with(flag: str, value: str | tuple[float, ...] | None) -> str:
+    return f"with {_as_typed(flag, value)}" if value else f"without {flag}"
+
+
+def _as_typed(flag: str, value: str | tuple[float, ...]) -> str:
+    return " ".join([flag, *([value] if isinstance(value, str) else (f"{part:.12g}" for part in value))])
 
 
 def _write_cases(
