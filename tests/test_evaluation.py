@@ -1,5 +1,7 @@
 """From a model and a data set to scores: grids, volumes, protocols, faults of files."""
 
+from dataclasses import replace
+
 import datasets
 import nibabel
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from dim_hf.data.description import DatasetDescription
+from dim_hf.data.description import NO_SPACING_NOTE, DatasetDescription
 from dim_hf.data.importers.importing import ImportJob, import_dataset
 from dim_hf.data.importers.writer import WriteOptions
 from dim_hf.data.sources import PhantomOptions, load_source
@@ -149,9 +151,20 @@ def test_volumes_take_their_spacing_from_the_affine(hospital, tmp_path):
         evaluate(without, protocol="volume-mm")
 
 
-def evaluate_volumes(rows):
+def evaluate_volumes(rows, description=DESCRIPTION, **options):
     processor = DimImageProcessor(num_channels=1, spatial_dims=3)
-    return evaluate_model(Threshold(), processor, rows, DESCRIPTION, PROVENANCE, EvaluationOptions(**QUIET))
+    return evaluate_model(Threshold(), processor, rows, description, PROVENANCE, EvaluationOptions(**QUIET | options))
+
+
+def test_volumes_whose_affine_is_made_up_are_scored_in_voxels(hospital, tmp_path):
+    rows = imported(hospital, tmp_path, None)
+    unknown = replace(DESCRIPTION, notes=[f"ssl4mis-h5: {NO_SPACING_NOTE}"])
+    assert {case.unit for case in evaluate_volumes(rows).cases} == {"mm"}
+    assert {case.unit for case in evaluate_volumes(rows, unknown).cases} == {"px"}
+    slices = imported(hospital, tmp_path, "axial")
+    for some in (rows, slices, slices.remove_columns("spacing_mm")):
+        with pytest.raises(ValueError, match=r"did not state their spacing.*--protocol image"):
+            evaluate_volumes(some, unknown, protocol="volume-mm")
 
 
 @pytest.mark.parametrize("stored", ["float", "one channel"])

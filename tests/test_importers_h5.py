@@ -1,14 +1,32 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from dim_hf.data.description import NO_SPACING_NOTE
 from dim_hf.data.importers.cases import ImportOptions
 from dim_hf.data.importers.h5 import SSL4MIS_H5, find_h5
+from dim_hf.data.importers.importing import ImportJob, import_dataset
+from dim_hf.data.importers.writer import WriteOptions
+from dim_hf.data.sources import load_source
 from tests.volume_trees import SHAPE, found, refused, unreadable
 
 h5py = pytest.importorskip("h5py")
 
 
 # HDF5
+
+
+@pytest.mark.parametrize("plane", [None, "auto"])
+def test_no_spacing_is_invented(la, tmp_path, plane):
+    write = WriteOptions(plane=plane, spacing_mm=(1.4, 1.4, 10))
+    job = ImportJob("ssl4mis-h5", la / "2018LA_Seg_Training Set", tmp_path / "out", write=write)
+    with pytest.raises(ValueError, match=r"mri_norm2\.h5 does not state its spacing.*--spacing-mm.*leave it out"):
+        import_dataset(job, progress=False)
+    assert not (tmp_path / "out").exists()
+    source = load_source(str(import_dataset(replace(job, write=WriteOptions(plane=plane)), progress=False)))
+    assert not any(source.rows["spacing_mm"])
+    assert any(NO_SPACING_NOTE in note for note in source.description.notes)
 
 
 def h5(path, **arrays):

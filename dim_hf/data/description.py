@@ -11,6 +11,8 @@ FILE_NAME = "dim_dataset.json"
 INTENSITIES = ("range", "zscore", "percentile", "local")
 IGNORE_INDEX = 255
 """Value of ignored pixels, in masks and in label maps."""
+NO_SPACING_NOTE = "spacing and orientation are not stored; with 1 mm assumed, distances are in voxels"
+"""What an import notes of volumes whose files do not say how large their voxels are."""
 MAX_LABELS = IGNORE_INDEX  # class ids are 0..254 at most
 
 

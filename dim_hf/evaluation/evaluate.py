@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from torch import Tensor, nn
 
-from dim_hf.data.description import DatasetDescription
+from dim_hf.data.description import NO_SPACING_NOTE, DatasetDescription
 from dim_hf.data.rows import is_present
 from dim_hf.evaluation.prediction import PredictedCase, predict_rows, process_state, shares_of
 from dim_hf.evaluation.protocols import Protocol, get_protocol
@@ -70,7 +70,7 @@ def evaluate_model(
     Raises:
         ValueError: If no row has a mask, the model has another number of classes, or the rows do not fit the protocol.
     """
-    protocol = _fitting(get_protocol(options.protocol), rows)
+    protocol = _fitting(get_protocol(options.protocol), rows, description)
     _check_classes(model, description)
     check_names(set(rows["domain"]), description.structures)
     has_mask = is_present(rows, "label")
@@ -133,16 +133,24 @@ def _of_all_processes(
     return sum(gather_object([scores]), start=Scores()) if state.num_processes > 1 else scores
 
 
-def _fitting(protocol: Protocol, rows: datasets.Dataset) -> Protocol:
+def _fitting(protocol: Protocol, rows: datasets.Dataset, description: DatasetDescription) -> Protocol:
     """The protocol in pixels where not every row states its spacing: one table has one unit.
 
-    Volumes in files, and slices that are put together, have the spacing of their affine.
+    Volumes in files, and slices that are put together, have the spacing of their affine, unless the import has made
+    that up.
     """
+    made_up = any(NO_SPACING_NOTE in note for note in description.notes)
     stacked = protocol.volumes and isinstance(rows.features["image"], datasets.Image)
-    if not protocol.millimeters or stacked or isinstance(rows.features["image"], datasets.Nifti):
+    in_affine = stacked or isinstance(rows.features["image"], datasets.Nifti)
+    stated = "spacing_mm" in rows.column_names and all(rows["spacing_mm"])
+    if not protocol.millimeters or (not made_up if in_affine else stated):
         return protocol
-    if "spacing_mm" in rows.column_names and all(rows["spacing_mm"]):
-        return protocol
+    if protocol.volumes and made_up:
+        raise ValueError(
+            f"protocol {protocol.name} scores in mm, but the files of this data set did not state their spacing, as "
+            f"its notes say ({NO_SPACING_NOTE!r}); use --protocol image, which scores in voxels then, or write the "
+            "true affines into the files and take the note out of dim_dataset.json"
+        )
     if protocol.volumes:
         raise ValueError(
             f"protocol {protocol.name} scores in mm, but not every row has a spacing_mm; add it, or use --protocol "

@@ -53,6 +53,7 @@ class Case:
             0..K-1 (255: ignored), or None where there is none. Raises `ValueError` naming file, value and fix.
         copies: The image file may be taken as it is, byte for byte (a picture in a format of `images.EXTENSIONS`, or a
             NIfTI file), since `read` returns its pixels unchanged.
+        has_spacing: A volume knows the size of its voxels; otherwise its affine is made up, and the row states none.
         columns: Free columns of the row, e.g. `{"source_file": "drishtiGS_001.png", "diagnosis": "glaucoma"}`.
     """
 
@@ -63,6 +64,7 @@ class Case:
     source: Path
     read: Callable[[], tuple[Pixels, Pixels | None]]
     copies: bool = False
+    has_spacing: bool = True
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 

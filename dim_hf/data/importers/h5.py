@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dim_hf.data.archives import walk
+from dim_hf.data.description import NO_SPACING_NOTE
 from dim_hf.data.importers.cases import Case, Found, ImportOptions, Layout, Pixels
 from dim_hf.data.importers.finding import refuse_twins, relative, remap
 from dim_hf.data.limits import MAX_DEFLATE_RATIO, MAX_PIXELS, MAX_VOXELS, READING, check_shape
@@ -104,7 +105,7 @@ def find_h5(root: Path, options: ImportOptions) -> Found:
         split_rule=f"as {', '.join(where)} say" if where else "no list lies with the data; the split is open",
         notes=(
             *notes,
-            "spacing and orientation are not stored; with 1 mm assumed, distances are in voxels",
+            NO_SPACING_NOTE,
         ),
     )
 
@@ -170,7 +171,8 @@ def _case(
     if own and own.split == "train":
         columns = {**columns, "labeled_order": own.order}
     read: Callable[[], tuple[Pixels, Pixels | None]] = partial(_read, file, collection)
-    return Case(domain, file.patient, file.name, place.split if place else "", file.path, read, columns=columns)
+    split = place.split if place else ""
+    return Case(domain, file.patient, file.name, split, file.path, read, has_spacing=False, columns=columns)
 
 
 def _read_lists(paths: Sequence[Path], root: Path) -> tuple[dict[str, _Place], list[str]]:

@@ -187,6 +187,12 @@ def _check_cases(found: Found, earlier: _Earlier | None, job: ImportJob) -> None
         raise ValueError(f"{job.source} holds pictures, and --slices is for volumes; leave it out")
     if job.write.spacing_mm and found.spatial_dims != 3:
         raise ValueError(f"{job.source} holds pictures, and --spacing-mm is for volumes; leave it out")
+    unknown = [case for case in found.cases if not case.has_spacing]
+    if job.write.spacing_mm and unknown:
+        raise ValueError(
+            f"{unknown[0].source} does not state its spacing, nor do any files of the layout {job.layout}, so "
+            "--spacing-mm would resample by an invented one; leave it out"
+        )
     files: dict[tuple[str, str], Case] = {}
     for case in found.cases:
         key = (safe_name(case.domain).casefold(), safe_name(case.name).casefold())

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,15 @@ def _keep_file(case: Case, name: str, folder: Path, options: WriteOptions) -> st
     return name
 
 
+def _stated(case: Case, spacing_mm: Sequence[float]) -> list[float] | None:
+    return [round(step, 6) for step in spacing_mm] if case.has_spacing else None
+
+
 def _write_volume(
     case: Case, image: Volume, label: Volume | None, folder: Path, options: WriteOptions
 ) -> dict[str, Any]:
     domain, name = safe_name(case.domain), f"{safe_name(case.name)}.nii.gz"
-    row: dict[str, Any] = {"label": None, "spacing_mm": [round(step, 6) for step in image.spacing_mm]}
+    row: dict[str, Any] = {"label": None, "spacing_mm": _stated(case, image.spacing_mm)}
     if case.copies and options.spacing_mm is None and case.source.name.lower().endswith(".nii.gz"):
         row["image"] = _keep_file(case, f"{domain}/images/{name}", folder, options)
     else:
@@ -170,7 +174,7 @@ def _write_slices(
             "name": f"{case.name}_s{cut.slice_index:04d}",
             "image": _write_below(folder, f"{domain}/images/{name}", cut.pixels),
             "label": None,
-            "spacing_mm": [round(step, 6) for step in cut.spacing_mm],
+            "spacing_mm": _stated(case, cut.spacing_mm),
             "affine": [float(number) for number in image.affine.ravel()],
             "volume": case.name,
             "slice_index": cut.slice_index,
