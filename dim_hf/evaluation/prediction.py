@@ -13,6 +13,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from dim_hf.augmentations.geometry import mirror_axes
 from dim_hf.data.datasets import SegmentationDataset
 from dim_hf.data.rows import row_name
 from dim_hf.inference.drift import SiteStatistics
@@ -131,15 +132,14 @@ def _predict(
     reference_weight = next(model.parameters())
     pixels = torch.stack([item.sample["pixel_values"] for item in batch])
     dims = pixels.ndim - 2
-    options = PredictionOptions(flips=flips)
-    meter = None if statistics is None else DriftMeter(options.passes(dims))
+    meter = None if statistics is None else DriftMeter(len(mirror_axes(dims)) if flips else 1)
 
     def forward(images: Tensor) -> Tensor:
         with autocast():
             return watched_logits(model, images.to(reference_weight.device, reference_weight.dtype), meter)
 
     shapes = [_spatial(item.image, dims) if native else tuple(pixels.shape[2:]) for item in batch]
-    found = answers([forward], pixels, shapes, options, meter)
+    found = answers([forward], pixels, shapes, PredictionOptions(flips=flips), meter)
     drifts: list[float | None] = [None] * len(batch)
     if statistics is not None and meter is not None:
         meter.see_pixels(pixels)

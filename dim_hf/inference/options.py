@@ -60,7 +60,3 @@ class PredictionOptions:
     def mirrored(self) -> bool:
         """Whether mirror images are predicted as well."""
         return self.flips or self.uncertainty == "flips"
-
-    def passes(self, spatial_dims: int) -> int:
-        """Forward passes of each image: itself, and its mirror images where they are predicted."""
-        return 2**spatial_dims if self.mirrored else 1

@@ -290,7 +290,7 @@ class Predictor:
     def _with_drift(self, pixels: Tensor, shapes: Sequence[Sequence[int]]) -> list[Answer]:
         if self.statistics is None:
             return answers(self._forwards(), pixels, shapes, self.options)
-        meter = DriftMeter(self.options.passes(self.spatial_dims), len(self.networks))
+        meter = DriftMeter(2**self.spatial_dims if self.options.mirrored else 1, len(self.networks))
         meter.see_pixels(pixels)
         found = answers(self._forwards(meter), pixels, shapes, self.options, meter)
         scores = self.statistics.scores(meter.values())

@@ -3,6 +3,7 @@
 import copy
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import datasets
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import AutoImageProcessor, set_seed
+from transformers import (
+    AutoImageProcessor,
+    set_seed,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from dim_hf.data.cache import SampleCache
@@ -306,11 +310,17 @@ def _processor_of(job: Job, source: Source) -> Any:
     return make_processor(source, job.data)
 
 
-def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
-    """Bring one image of each domain to the network's input, so that what cannot be is known before training."""
+def _first_of_each_domain(rows: datasets.Dataset) -> Iterator[tuple[str, datasets.Dataset]]:
+    """One row of each domain, with words that name it."""
     domains = rows["domain"]
     for domain in dict.fromkeys(domains):
         first = rows.select([domains.index(domain)])
+        yield f"image {first.select_columns('name')[0]['name']!r} of domain {domain!r}", first
+
+
+def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
+    """Bring one image of each domain to the network's input, so that what cannot be is known before training."""
+    for name, first in _first_of_each_domain(rows):
         sample = SegmentationDataset(first, processor, cache_bytes=0)[0]
         shape = tuple(sample["pixel_values"].shape[1:])
         if job.training.half_resolution_ratio > 0:
@@ -318,10 +328,8 @@ def _check_processing(rows: datasets.Dataset, processor: Any, job: Job) -> None:
         grid_size = job.training.divergence_grid_size if job.training.divergence_estimator == "regional" else 1
         if min(shape) < grid_size and job.training.divergence_weight > 0:
             halved = " at half the resolution" if job.training.half_resolution_ratio > 0 else ""
-            name = first.select_columns("name")[0]["name"]
             raise ValueError(
-                f"image {name!r} of domain {domain!r} has {shape} pixels{halved}, fewer than "
-                f"divergence_grid_size={grid_size} along an axis"
+                f"{name} has {shape} pixels{halved}, fewer than divergence_grid_size={grid_size} along an axis"
             )
 
 
